@@ -1,0 +1,9 @@
+"""Every measure, one file each: `from lesion.measures import Name` imports the file `name.py` and nothing else."""
+
+from typing import Any
+
+from lesion.spec import lazily
+
+
+def __getattr__(name: str) -> Any:
+    return lazily(__name__, name)

@@ -1,0 +1,122 @@
+"""Generation: what the model answers to a battery of prompts, one row for each prompt and repeat.
+
+Sampling draws from a stream of its own for each item (see `decode.py`), so a damaged and an undamaged model that are
+asked with the same seed differ by the damage and not by luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from lesion.batteries import Prompt, battery, battery_digest, grade
+from lesion.trial import Measure, Row, Specimen
+
+
+class Generation(Measure):
+    """Continuations of a prompt battery: text without the prompt, tokens, stop reason, mean log-probability, duration."""
+
+    battery: str = Field(default="small", description="packaged battery, or a .jsonl or .csv file")
+    repeats: int = Field(default=1, ge=1, description="continuations of each prompt")
+    seed: int = Field(default=0, ge=0, description="of the sampling noise")
+    new_tokens: int = Field(default=48, ge=1, description="at most so many tokens are generated")
+    temperature: float = Field(default=1.0, ge=0, description="0: greedy")
+    top_k: int = Field(default=64, ge=0, description="0: all tokens")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="1: all tokens")
+    prompts: int = Field(default=0, ge=0, description="first so many prompts of the battery; 0: all")
+    batch: int = Field(default=40, ge=1, description="rows at a time")
+    chat: Literal["auto", "template", "plain"] = Field(
+        default="auto", description="auto: the chat template where there is one"
+    )
+    sha256: str | None = Field(default=None, description="digest of the battery; filled in when the reading is pinned")
+
+    def pin(self) -> Self:
+        found = battery_digest(self.battery)
+        if self.sha256 not in (None, found):
+            raise ValueError(f"battery {self.battery!r} was to have sha256 {self.sha256} but has {found}")
+        return self if self.sha256 else self.model_copy(update={"sha256": found})
+
+    def _prompts(self) -> dict[str, Prompt]:
+        chosen = battery(self.battery)[: self.prompts or None]
+        return {f"{p.id}#{repeat}": p for repeat in range(self.repeats) for p in chosen}
+
+    def items(self, specimen: Specimen) -> list[str]:
+        return list(self._prompts())
+
+    def chunks(self, items: Sequence[str]) -> Iterator[list[str]]:
+        """Four batches at a time: long enough for freed slots to be refilled, short enough to lose little in a crash."""
+        for start in range(0, len(items), 4 * self.batch):
+            yield list(items[start : start + 4 * self.batch])
+
+    def size(self) -> tuple[int, int]:
+        prompts = self._prompts().values()
+        return len(prompts), sum(len(p.text) // 4 + 30 + self.new_tokens for p in prompts)
+
+    def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        from lesion import decode
+
+        prompts = self._prompts()
+        asked = [decode.Prompt(item, self._tokenise(specimen, prompts[item])) for item in items]
+        how = decode.Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        found = decode.continue_texts(
+            specimen.model,
+            asked,
+            how,
+            new_tokens=self.new_tokens,
+            ends=end_tokens(specimen),
+            seed=self.seed,
+            batch=self.batch,
+        )
+        return [self._row(specimen, prompts[c.item], c) for c in found]
+
+    def _tokenise(self, specimen: Specimen, prompt: Prompt) -> tuple[int, ...]:
+        """A chat template brings its own start tokens; without one the tokenizer's own rules hold."""
+        tokenizer = specimen.tokenizer
+        assert tokenizer is not None
+        if self.chat == "template" and not tokenizer.chat_template:
+            raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
+        if self.chat == "plain" or not tokenizer.chat_template:
+            return tuple(tokenizer(prompt.text)["input_ids"])
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+        )
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _row(self, specimen: Specimen, prompt: Prompt, found: Any) -> Row:
+        assert specimen.tokenizer is not None
+        text = specimen.tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
+        return {
+            "item": found.item,
+            "prompt": prompt.id,
+            "group": prompt.group,
+            "asked": prompt.text,
+            "text": text,
+            "tokens": len(found.tokens),
+            "stop": found.stop,
+            "logprob": math.fsum(found.logprobs) / len(found.logprobs) if found.logprobs else None,
+            "correct": grade(prompt, text),
+            "duration": found.duration,
+        }
+
+    def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
+        keyed = [row["correct"] for row in rows if row["correct"] is not None]
+        logprobs = [row["logprob"] for row in rows if row["logprob"] is not None]
+        return {
+            "accuracy": sum(keyed) / len(keyed) if keyed else None,
+            "graded": len(keyed),
+            "tokens": sum(row["tokens"] for row in rows),
+            "logprob": math.fsum(logprobs) / len(logprobs) if logprobs else None,
+            "ended": sum(row["stop"] == "end" for row in rows) / len(rows),
+            "not_finite": sum(row["stop"] == "not finite" for row in rows),
+        }
+
+
+def end_tokens(specimen: Specimen) -> frozenset[int]:
+    """Ids that end a text: those of the model's generation settings and the tokenizer's end token."""
+    named = getattr(specimen.model.generation_config, "eos_token_id", None)
+    ends = set(named) if isinstance(named, (list, tuple)) else {named}
+    ends.add(getattr(specimen.tokenizer, "eos_token_id", None))
+    return frozenset(end for end in ends if end is not None)

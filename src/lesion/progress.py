@@ -1,0 +1,107 @@
+"""Progress for people: a bar with time left and memory in use on a terminal, plain lines elsewhere, and a log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from lesion.store import Store
+from lesion.trial import Reading, describe
+
+LINE_EVERY_S = 10.0
+logger = logging.getLogger("lesion")
+
+
+class Progress:
+    """Listens to the walk. The unit is a reading; the time left is that of the readings still to take."""
+
+    def __init__(self, verbosity: str = "normal"):
+        self.verbosity = verbosity
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal and verbosity != "quiet"
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[memory]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.live,
+        )
+        self.done = self.total = self.failed = 0
+        self.now, self.spoke = "", 0.0
+
+    def __enter__(self) -> Self:
+        self.bar.__enter__()
+        self.began = time.monotonic()
+        self.task = self.bar.add_task("loading", total=None, left="", memory="")
+        self._handler = logging.StreamHandler(sys.stderr)
+        self._handler.setLevel(logging.INFO if self.verbosity == "verbose" else logging.WARNING)
+        self._handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(self._handler)
+        logger.propagate = False
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+        logger.removeHandler(self._handler)
+        if self.total and self.verbosity != "quiet":
+            failed = f", {self.failed} failed" if self.failed else ""
+            self._line(f"{self.done} of {self.total} readings in {_span(time.monotonic() - self.began)}{failed}")
+
+    def start(self, store: Store, readings: Sequence[Reading], force: bool) -> None:
+        self.total = sum(store.next_take(r.key, force) is not None for r in readings)
+        if self.total < len(readings) and self.verbosity != "quiet":
+            self._line(f"{len(readings) - self.total} of {len(readings)} readings are in the lab already")
+        self.bar.update(self.task, total=self.total)
+
+    def tell(self, what: str, **told: Any) -> None:
+        match what:
+            case "load":
+                self.now = f"loading {told['trial'].subject.name}"
+            case "step":
+                self.now = describe(told["step"])
+            case "rows":
+                self.now = f"{told['measure'].name} {told['done']}/{told['items']}"
+            case "seal":
+                self.done += 1
+                logger.debug("%s | %s | %s", told["node"].trial, describe(told["measure"]), told["summary"])
+            case "failure":
+                self.failed += 1
+                logger.error("failed: %s: %s", type(told["error"]).__name__, told["error"])
+        if what in ("load", "step"):
+            logger.info("%s", self.now)
+        left = self._left()
+        self.bar.update(self.task, completed=self.done, description=self.now, left=left, memory=_memory())
+        if not self.live and self.verbosity != "quiet" and time.monotonic() - self.spoke > LINE_EVERY_S:
+            self.spoke = time.monotonic()
+            self._line(f"{self.done}/{self.total} readings · {left or 'starting'} · {_memory()} · {self.now}")
+
+    def _left(self) -> str:
+        if not self.done:
+            return ""
+        seconds = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        return f"{_span(seconds)} left"
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _span(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _memory() -> str:
+    return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"

@@ -1,0 +1,294 @@
+"""Dose–response figures: one for each measure, from rows alone, the same bytes every time.
+
+Each site has a colour of its own (Okabe & Ito 2008, "Color Universal Design") and a marker of its own. The undamaged
+model is a dashed line; a dose at which there is no finite value is marked in a strip above the plot.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from lesion.report.tables import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+INK, MUTED, RULE, PAPER = "#1b1f24", "#5d6772", "#d8dde2", "#ffffff"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b4568f", "#b07d00", "#3a8fbf", "#6b4fa0")
+MARKERS = "o^sDvPX"
+DASHES = ("-", "--", ":", "-.")  # a second round of colours has another line
+UNDAMAGED: dict[str, Any] = {"color": MUTED, "linewidth": 1.1, "linestyle": (0, (5, 3))}
+MISSING: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5.5, "markeredgewidth": 1.6}
+WIDTH, PLOT, FOOT, LEFT, RIGHT = 4.4, 1.9, 0.46, 0.55, 0.14  # inches
+MARGIN, ROW, KEY = 0.1, 0.2, 0.33  # of the legend: left edge, height of a line, width of a sample
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure does not depend on the machine's fonts
+    "font.size": 9.5,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "axes.edgecolor": RULE,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure. `name` is its file name without an ending, `caption` says in words what was drawn."""
+
+    name: str
+    measure: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+
+def draw(curves: pl.DataFrame) -> list[Drawing]:
+    """A figure for each measure, in the order of the rows. For the columns see `page.build`."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawings: list[Drawing] = []
+    measures = curves.partition_by("measure", maintain_order=True)
+    strip = curves["value"].null_count() > 0
+    lines = max((_flow(_labels(rows))[-1][0] + 1 for rows in measures), default=1)
+    for rows in measures:
+        measure = rows["measure"][0]
+        name = _unused(_slug(measure), [d.name for d in drawings])
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+            figure = panel(rows, lines, strip)
+            FigureCanvasAgg(figure)
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        text = svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
+        drawings.append(Drawing(name, measure, caption(rows), text, png.getvalue()))
+    return drawings
+
+
+def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
+    """The figure of one measure: what is measured, a legend of `lines` lines, a strip for missing values, the plot.
+
+    The figures of a report share their layout, so that their plots stand level side by side.
+    """
+    from matplotlib.figure import Figure
+
+    sites = rows["site"].unique(maintain_order=True).to_list()
+    places = axis(rows["dose"].unique(maintain_order=True).to_list())
+    base = baseline(rows)
+    values = [*rows["value"].drop_nulls().to_list(), *([base] if base is not None else [])]
+    known = [*values, *rows["low"].drop_nulls().to_list(), *rows["high"].drop_nulls().to_list()]
+    head = 0.5 + ROW * lines + (0.2 if strip else 0.04)
+    height = head + PLOT + FOOT
+
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAPER)
+    said = rows.row(0, named=True)
+    scale = f"{said['unit']}, log scale" if is_log(values) else said["unit"]
+    for text, down, how in (
+        (said["measure"], 0.2, {"weight": "bold", "size": 11, "color": INK}),
+        (f"{scale} · {said['better']} is better", 0.4, {"size": 9, "color": MUTED}),
+    ):
+        figure.text(MARGIN / WIDTH, 1 - down / height, _visible(text), **how)
+    labels = _labels(rows)
+    for label, key, (line, x) in zip(labels, _keys(rows), _flow(labels), strict=True):
+        y = 1 - (0.5 + ROW * (line + 0.45)) / height
+        key.set_data([x / WIDTH, (x + 0.13) / WIDTH, (x + 0.26) / WIDTH], [y, y, y])
+        figure.add_artist(key)
+        figure.text((x + KEY) / WIDTH, y, label, va="center_baseline", color=INK, gid="legend", size=9)
+
+    axes = figure.add_axes((LEFT / WIDTH, FOOT / height, 1 - (LEFT + RIGHT) / WIDTH, PLOT / height))
+    _ruled(axes, places, known, is_log(values))
+    if base is not None:
+        axes.axhline(base, zorder=1, gid="baseline", **UNDAMAGED)
+    for i, site in enumerate(sites):
+        _line(axes, rows.filter(pl.col("site") == site), places, i)
+    return figure
+
+
+def axis(doses: list[float]) -> dict[float, float]:
+    """Where each dose stands: a geometric grid by its logarithm, with 0 one step before it, any other grid as it is.
+
+    Damage grows to the right: a grid that was named from large to small (1024 levels, 256, …) runs that way.
+    """
+    some = sorted(dose for dose in doses if dose != 0)
+    if not is_log(some) or _unevenness(some) <= _unevenness([math.log(dose) for dose in some]):
+        return {dose: float(dose) for dose in sorted(doses)}
+    named = [dose for dose in doses if dose != 0]
+    way = 1.0 if named[-1] >= named[0] else -1.0
+    places = {dose: way * math.log10(dose) for dose in some[:: int(way)]}
+    at = list(places.values())
+    return {**({0.0: at[0] - (at[-1] - at[0]) / (len(at) - 1)} if 0 in doses else {}), **places}
+
+
+def is_log(values: list[float]) -> bool:
+    """Whether these numbers belong on a logarithmic axis: all positive, the largest more than 20 times the smallest."""
+    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+
+
+def _unevenness(values: list[float]) -> float:
+    gaps = [b - a for a, b in pairwise(values)]
+    return max(gaps) / min(gaps)
+
+
+def baseline(rows: pl.DataFrame) -> float | None:
+    """The undamaged model's value: the reference, or else the value at dose 0; None unless there is exactly one."""
+    for found in (rows["reference"], rows.filter(pl.col("dose") == 0)["value"]):
+        if len(values := found.drop_nulls().unique()) == 1:
+            return float(values[0])
+    return None
+
+
+def caption(rows: pl.DataFrame) -> str:
+    """How much lies behind the figure, and what is not in it."""
+    parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds at each dose"]
+    if rows["low"].drop_nulls().len():
+        parts.append("bands are intervals")
+    if (lost := rows["value"].null_count()) > 0:
+        parts.append(f"no finite value at {lost} of {len(rows)} points")
+    return "; ".join(parts)
+
+
+def inline(drawing: Drawing) -> str:
+    """The SVG as an element of a page: ids of its own, the page's font and colours, no fixed size."""
+    text = drawing.svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{drawing.name}-", text)
+    text = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]*"| version="[^"]*"', "", text, count=5)
+    text = text.replace(" xlink:href=", " href=").replace("'DejaVu Sans', Verdana, sans-serif", "var(--sans)")
+    names = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {c: f"line-{i}" for i, c in enumerate(COLOURS)}
+    for colour, name in names.items():
+        text = text.replace(f": {colour}", f": var(--{name})")
+    return text.strip()
+
+
+def _line(axes: Axes, rows: pl.DataFrame, places: dict[float, float], i: int) -> None:
+    """One site: band, line and markers, broken where a value is missing; the missing ones in the strip above."""
+    rows = rows.with_columns(at=pl.col("dose").replace_strict(places, return_dtype=pl.Float64)).sort("at")
+    style = _style(i)
+    x, value, low, high = (rows[name].to_numpy() for name in ("at", "value", "low", "high"))
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=2)
+    axes.vlines(x, low, high, color=style["color"], alpha=0.45, linewidth=0.9, zorder=2)
+    axes.plot(x, value, zorder=3, **style)
+    aside = (
+        0.02 * (max(places.values()) - min(places.values()) or 1.0) * (i % 3 - 1)
+    )  # where several sites fail at once
+    for place in rows.filter(pl.col("value").is_null())["at"]:
+        how = {**MISSING, "color": style["color"], "transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(place + aside, 1.06, gid=f"no-value-{i}-{place:g}", **how)
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+        "linewidth": 1.7,
+        "marker": MARKERS[i % len(MARKERS)],
+        "markersize": 6,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.8,
+    }
+
+
+def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool) -> None:
+    """Limits, ticks and rules: as few as can be read."""
+    at = list(places.values())
+    pad = 0.03 * (at[-1] - at[0] or 1.0)
+    axes.set_xlim(at[0] - pad, at[-1] + pad)
+    ticks: dict[float, str] = {}
+    for dose, place in places.items():  # a dose too close to its neighbour goes without a label
+        if not ticks or place - max(ticks) > 0.07 * (at[-1] - at[0]):
+            ticks[place] = short(dose)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xlabel("dose", color=MUTED, size=9, labelpad=2)
+    if log:
+        axes.set_yscale("log")
+        positive = [x for x in known if x > 0]
+        low, high = min(positive), max(positive)
+        axes.set_ylim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
+        marks = _decades(*axes.get_ylim())
+    else:
+        from matplotlib.ticker import MaxNLocator
+
+        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        low = 0.0 if 0 <= low < 0.5 * high else low
+        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
+        marks = [
+            float(x)
+            for x in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+            if low - room <= x <= high + room
+        ]
+    axes.set_yticks(marks, [short(round(x, 12)) for x in marks] if known else [""] * len(marks))
+    axes.minorticks_off()
+    axes.grid(axis="y", color=RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, pad=4, labelcolor=MUTED, labelsize=9)
+    axes.patch.set_visible(False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Round numbers between two limits: 1 3 10 30, or every power of ten, or every so-many-th."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = max(1, math.ceil((last - first) / 6))
+    steps = (1, 3) if last - first <= 3 else (1,)
+    return [x for p in range(first, last + 1, every) for s in steps if low <= (x := float(f"{s}e{p}")) <= high]
+
+
+def _labels(rows: pl.DataFrame) -> list[str]:
+    """The legend: sites, then the undamaged model, then the mark of missing values, where there are any."""
+    sites = [_visible(site) for site in rows["site"].unique(maintain_order=True)]
+    base = ["undamaged"] if baseline(rows) is not None else []
+    return [*sites, *base, *(["no finite value"] if rows["value"].null_count() else [])]
+
+
+def _keys(rows: pl.DataFrame) -> list[Line2D]:
+    """What each label stands for."""
+    from matplotlib.lines import Line2D
+
+    styles = [_style(i) for i in range(rows["site"].n_unique())]
+    styles += [UNDAMAGED] if baseline(rows) is not None else []
+    styles += [{**MISSING, "color": MUTED}] if rows["value"].null_count() else []
+    return [Line2D([], [], markevery=[1], **style) for style in styles]
+
+
+def _flow(labels: list[str]) -> list[tuple[int, float]]:
+    """(line, left edge in inches) of each entry of the legend, wrapped at the figure's width."""
+    from matplotlib.textpath import TextPath
+
+    found, line, x = [], 0, MARGIN
+    for label in labels:
+        width = KEY + (TextPath((0, 0), label, size=9).get_extents().x1 / 72 if label.strip() else 0.1)
+        if x > MARGIN and x + width > WIDTH - 0.05:
+            line, x = line + 1, MARGIN
+        found.append((line, x))
+        x += width + 0.2
+    return found
+
+
+def _range(values: pl.Series) -> str:
+    known = sorted(values.drop_nulls().unique())
+    return "no" if not known else str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
+
+
+def _visible(text: str) -> str:
+    """A label as one line without control characters, which XML does not know."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "measure"
+
+
+def _unused(name: str, taken: list[str]) -> str:
+    names = (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3)))
+    return next(n for n in names if n not in taken)

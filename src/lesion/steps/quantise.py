@@ -1,0 +1,185 @@
+"""Uniform quantisation of weights in place: every weight moves to the nearest of N evenly spaced levels.
+
+The weights stay floats, so what is studied is the loss of precision alone, not a format of storage. Ranges are the usual
+ones (Gholami et al. 2021, section III): minimum to maximum, symmetric about zero, or clipped at a percentile of |w|.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from lesion.blocks import (
+    PIECE,
+    Block,
+    by_view,
+    cut,
+    each,
+    facts,
+    magnitude,
+    names,
+    nth_magnitude,
+    pieces,
+    rewrite,
+    square,
+    total,
+)
+from lesion.sites import View, resolve
+from lesion.trial import Specimen, Step
+
+Scheme = Literal["minmax", "symmetric", "percentile"]
+MOST_LEVELS = 2**20  # beyond, the steps of a float32 are no longer much finer than those of the grid
+
+
+def grid(
+    low: torch.Tensor, high: torch.Tensor, levels: int, reach: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First level and step of N levels, from the smallest and largest weight (scalars, or one of each a channel).
+
+    Without `reach` the levels run from low to high: Δ = (high - low)/(N - 1). With it from -reach to reach:
+    Δ = 2·reach/(N - 1), the first at -Δ·(N - 1)/2, so that an odd N has an exact zero. Δ is 0 where all weights are
+    equal or nothing is within reach.
+    """
+    if reach is None:
+        return low, (high - low) / (levels - 1)
+    delta = torch.where(low == high, 0.0, 2 * reach / (levels - 1))
+    return -(delta * ((levels - 1) / 2)), delta
+
+
+def snap(w: torch.Tensor, first: torch.Tensor, delta: torch.Tensor, levels: int) -> tuple[float, float]:
+    """Moves w onto a grid, in place, and returns (Σw², ΣΔw²), w as it was.
+
+        w ← first + Δ·clamp(round((w - first)/Δ), 0, N - 1)
+
+    first, Δ: scalars, or broadcast against w. Halves round to even. Where Δ is 0, w is on its grid already and stays.
+    """
+    weight = square(w)
+    if delta.numel() == 1 and delta == 0:
+        return weight, 0.0
+    was = w.clone()
+    step = delta if delta.numel() == 1 else torch.where(delta == 0, 1.0, delta)
+    w.sub_(first).div_(step).round_().clamp_(0, levels - 1).mul_(step).add_(first)
+    if step is not delta:
+        w.copy_(torch.where(delta == 0, was, w))
+    return weight, square(was.sub_(w))
+
+
+def extent(blocks: Sequence[Block]) -> tuple[float, float]:
+    """Smallest and largest weight of one view."""
+    found = [piece.aminmax() for piece in pieces(blocks)]
+    return min(float(low) for low, _ in found), max(float(high) for _, high in found)
+
+
+def geometric(first: float, last: float, n: int) -> tuple[int, ...]:
+    """n whole numbers from first to last in equal ratios, rounded half up: geometric(1024, 4, 9) is 1024, 512, …, 4."""
+    return _sweep(first, last, n, lambda t: first ** (1 - t) * last**t)
+
+
+def linear(first: float, last: float, n: int) -> tuple[int, ...]:
+    """n whole numbers from first to last in equal steps, rounded half up: linear(16, 4, 4) is 16, 12, 8, 4."""
+    return _sweep(first, last, n, lambda t: first * (1 - t) + last * t)
+
+
+def _sweep(first: float, last: float, n: int, at: Callable[[float], float]) -> tuple[int, ...]:
+    if n < 2 or not (math.isfinite(first) and math.isfinite(last) and min(first, last) >= 1):
+        raise ValueError(
+            f"a sweep has at least 2 doses and runs between numbers of at least 1, not {n} from {first} to {last}"
+        )
+    found = tuple(math.floor(at(i / (n - 1)) + 0.5 + 1e-9) for i in range(n))  # 1e-9: a half may come out just below
+    if len(set(found)) < n:
+        raise ValueError(f"from {first} to {last} there are no {n} different whole numbers at equal distances: {found}")
+    return found
+
+
+class Quantise(Step):
+    """Uniform quantisation of the weights of a site, biases left alone.
+
+    `percentile` clips: levels run from -t to t, where t is the smallest number that at least so many percent of |w| do not
+    exceed, and what lies beyond moves to ±t. A tensor (or channel) whose weights are all equal has no range and is left
+    as it is; `constant` in the ledger counts these.
+    """
+
+    site: str = Field(description="what is quantised: mlp, attention.value, embedding, mlp.in@3-5, …")
+    levels: int = Field(ge=2, le=MOST_LEVELS, description="dose: number of levels (fewer is more damage)")
+    scheme: Scheme = Field(
+        default="minmax", description="where the levels lie: from smallest to largest weight, or about 0"
+    )
+    percentile: float = Field(
+        default=99.9, gt=0, le=100, description="percent of |w| within reach, for scheme=percentile"
+    )
+    channel: Literal["tensor", "output"] = Field(
+        default="tensor", description="what has a range of its own: a tensor, or each output channel (embedding: token)"
+    )
+
+    @model_validator(mode="after")
+    def _percentile_is_used(self) -> Self:
+        if self.scheme != "percentile" and self.percentile != type(self).model_fields["percentile"].default:
+            raise ValueError(
+                f"percentile={self.percentile} has a meaning for scheme='percentile' only, not {self.scheme!r}"
+            )
+        return self
+
+    def touches(self, specimen: Specimen) -> list[str]:
+        return names(resolve(specimen.model, self.site))
+
+    def apply(self, specimen: Specimen) -> dict[str, Any]:
+        views = resolve(specimen.model, self.site)
+        if self.channel == "output":
+            rows = [part for view in views for part in _rows(view)]
+            weight, change, constant = total(each(lambda part: rewrite(part, self._by_channel, flat=False), rows))
+            return facts(views, weight, change, constant=int(constant))
+        blocks = cut(specimen.model, views)
+        grids = each(self._grid, by_view(blocks))
+
+        def work(block: Block) -> tuple[float, ...]:
+            return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels))
+
+        weight, change = total(each(work, blocks))
+        return facts(views, weight, change, constant=sum(bool(delta == 0) for _, delta in grids))
+
+    def _grid(self, blocks: Sequence[Block]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The grid of one view."""
+        low, high = extent(blocks)
+        reach = None
+        if self.scheme == "symmetric":
+            reach = max(-low, high)
+        if self.scheme == "percentile":
+            rank = self._rank(sum(block.tensor.numel() for block in blocks))
+            reach = magnitude(nth_magnitude(blocks, rank)[0], blocks[0].tensor.dtype)
+        dtype = torch.promote_types(blocks[0].tensor.dtype, torch.float32)
+        edge = None if reach is None else torch.tensor(reach, dtype=dtype)
+        return grid(torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype), self.levels, edge)
+
+    def _rank(self, size: int) -> int:
+        """Of the percentile among `size` sorted magnitudes, from 0."""
+        return max(0, math.ceil(Fraction(repr(self.percentile)) * size / 100) - 1)  # 99.9 as it is written
+
+    def _by_channel(self, w: torch.Tensor) -> tuple[float, float, float]:
+        """Quantises [channels, …] in place."""
+        rows = w.view(len(w), -1)
+        low, high = rows.aminmax(dim=1, keepdim=True)
+        reach = None
+        if self.scheme == "symmetric":
+            reach = torch.maximum(-low, high)
+        if self.scheme == "percentile":
+            reach = rows.abs().kthvalue(self._rank(rows.shape[1]) + 1, dim=1, keepdim=True).values
+        first, delta = grid(low, high, self.levels, reach)
+        return *snap(rows, first, delta, self.levels), float((delta == 0).sum())
+
+
+def _rows(view: View) -> Iterator[torch.Tensor]:
+    """A view as groups of whole channels, [channels, …]."""
+
+    def groups(tensor: torch.Tensor, axes: int) -> Iterator[torch.Tensor]:
+        if axes > 1:
+            for inner in tensor:
+                yield from groups(inner, axes - 1)
+        else:
+            yield from tensor.split(max(1, PIECE // tensor[0].numel()))
+
+    yield from groups(view.tensor.movedim(view.outputs, tuple(range(len(view.outputs)))), len(view.outputs))

@@ -1,0 +1,107 @@
+"""A study: a question, the sentences that answer it, and what their rows say.
+
+    readings()      options → sentences with their measures
+    answer(store)   rows → tables and the pieces of a report
+
+Nothing in an answer comes from anywhere but the rows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lesion.spec import Spec, find
+from lesion.trial import Reading
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from lesion.store import Store
+
+
+@dataclass
+class Answer:
+    """The pieces of a report. `summary` is what a person reads first; see `report/page.py` for the frames' columns."""
+
+    question: str
+    sentences: list[str]
+    summary: pl.DataFrame
+    curves: pl.DataFrame
+    generations: pl.DataFrame
+    notes: list[str] = field(default_factory=list)
+    missing: int = 0  # readings that are not there yet, or failed
+
+
+class Study(Spec):
+    """Base of every study. Its fields are the options of `lesion run NAME`."""
+
+    family: ClassVar[str] = "study"
+
+    @abstractmethod
+    def readings(self) -> list[Reading]:
+        """Every reading that the question needs, pinned."""
+
+    @abstractmethod
+    def answer(self, store: Store) -> Answer:
+        """What the rows in the lab say, whether all of them are there yet or not."""
+
+
+def study(name: str) -> type[Study]:
+    """A study's class by its name. Raises ValueError that lists what exists."""
+    found = find(f"study/{name}")
+    assert issubclass(found, Study)
+    return found
+
+
+def folder(store: Store, asked: Study) -> Path:
+    """Where the answer to exactly these options is written."""
+    return store.root / "studies" / f"{asked.name}-{asked.key[:8]}"
+
+
+def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
+    """Answers a study from the lab and writes study.json, report.html, tables and figures."""
+    import json
+
+    from lesion.report.page import build
+    from lesion.trial import Trial
+
+    answer = asked.answer(store)
+    readings = asked.readings()
+    keys = {reading.key for reading in readings}
+    states = {reading.trial.key: reading.trial for reading in readings}
+    writers = {store.index.seals[key].writer for key in keys & store.index.seals.keys()}
+    ledgers: list[dict[str, Any]] = [
+        {"trial": str(trial), "ledger": store.index.states[state]["ledger"]}
+        for state, trial in states.items()
+        if state in store.index.states
+    ]
+    of = keys | set(states) | {Trial(subject=trial.subject).key for trial in states.values()}
+    failures = [failure for key, failure in store.index.failures.items() if key in of]
+    where = folder(store, asked)
+    where.mkdir(parents=True, exist_ok=True)
+    (where / "study.json").write_text(json.dumps(asked.to_json(), indent=1), encoding="utf-8")
+    page = build(
+        where,
+        title=asked.name,
+        question=answer.question,
+        sentences=answer.sentences,
+        summary=answer.summary,
+        curves=answer.curves,
+        generations=answer.generations,
+        failures=failures,
+        ledgers=ledgers,
+        environments=unique([store.index.environments[w] for w in sorted(writers) if w in store.index.environments]),
+        notes=answer.notes,
+    )
+    return answer, page
+
+
+def unique(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    for value in values:
+        if value not in seen:
+            seen.append(value)
+    return seen

@@ -1,0 +1,207 @@
+"""Corpora: what a model reads or is trained on, as documents with stable ids, pinned by the hash of their file.
+
+A corpus is a packaged name ("austen") or the path of a file of one's own:
+
+    .txt     documents stand between lines that hold only a form feed (U+000C); without such a line the file is one
+    .jsonl   {"text": …} a line, with an optional "id"; other keys are left alone
+    .csv     a header with the column "text", and optionally "id"; other columns are left alone
+
+Files are UTF-8; a byte order mark is dropped, CRLF becomes LF. A packaged document is called "austen/chapter-03", one
+of a user's file "<file>/document-0003" unless the file gives it an id.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text under its stable id."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where texts of one kind are found: packaged files, pinned by their sha256, and a user's files by their path."""
+
+    kind: str  # "corpus": the word for one of them in messages
+    folder: Path
+    pins: Mapping[str, str]  # file name → sha256
+    suffixes: tuple[str, ...]  # of a user's file
+
+    def names(self) -> list[str]:
+        """Packaged names."""
+        return sorted(Path(file).stem for file in self.pins)
+
+    def fetch(self, name: str) -> tuple[Path, bytes]:
+        """Path and content of a packaged name or of a user's file.
+
+        Raises ValueError where there is no such thing, or where a packaged file is not the one that was pinned.
+        """
+        for file, pin in self.pins.items():
+            if name == Path(file).stem:
+                path = self.folder / file
+                data = path.read_bytes()
+                if (found := hashlib.sha256(data).hexdigest()) != pin:
+                    raise ValueError(f"packaged {self.kind} {name!r} is damaged: {path} has sha256 {found}, not {pin}")
+                return path, data
+        path = Path(name).expanduser()
+        *others, last = self.suffixes
+        hint = f"or give the path of a {', '.join(others)} or {last} file"
+        if path.suffix.lower() not in self.suffixes:
+            raise ValueError(f"no {self.kind} {name!r}; packaged: {', '.join(self.names())}; {hint}")
+        if not path.is_file():
+            raise ValueError(f"no file {name!r} for a {self.kind}; packaged: {', '.join(self.names())}; {hint}")
+        return path, path.read_bytes()
+
+    def digest(self, name: str) -> str:
+        """sha256 of the file's content, in hexadecimal."""
+        return hashlib.sha256(self.fetch(name)[1]).hexdigest()
+
+
+SHELF = Shelf(
+    kind="corpus",
+    folder=DATA / "corpora",
+    pins={"austen.txt": "f5294e6a207dcea14872b68a5841e9eb6eda890e224e51e799cd0c16fd5131ee"},
+    suffixes=(".txt", ".jsonl", ".csv"),
+)
+PARTS = {"austen": "chapter-{:02d}"}  # what a document of a packaged corpus is
+
+
+def corpora() -> list[str]:
+    """Names of the packaged corpora."""
+    return SHELF.names()
+
+
+def corpus_digest(name: str) -> str:
+    """sha256 of the corpus file's content, so that a changed file asks for other readings."""
+    return SHELF.digest(name)
+
+
+def corpus(name: str) -> list[Document]:
+    """The documents of a corpus, in the order of its file. Empty ones are kept: a measure decides what they are worth.
+
+    Raises ValueError for an unknown name, a file that is not UTF-8 or not of its format (naming the line), two
+    documents of one id, and a corpus without any text.
+    """
+    path, data = SHELF.fetch(name)
+    if path.suffix.lower() == ".txt":
+        found: list[tuple[str | None, str]] = [(None, text) for text in split(decoded(path, data))]
+    else:
+        found = [_document(row, where) for where, row in records(path, data)]
+    part = PARTS.get(name, "document-{:04d}")
+    documents = [Document(given or f"{path.stem}/{part.format(n)}", text) for n, (given, text) in enumerate(found, 1)]
+    if not any(document.text.strip() for document in documents):
+        raise ValueError(f"{path} holds no text: {len(documents)} documents, none with a word in it")
+    refuse_duplicates(path, [document.id for document in documents])
+    return documents
+
+
+def split(text: str) -> list[str]:
+    """Documents of a plain text, which stand between lines that hold only a form feed, less the empty lines around."""
+    documents: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if line == "\f":
+            documents.append([])
+        else:
+            documents[-1].append(line)
+    return ["\n".join(lines).strip("\n") for lines in documents]
+
+
+def decoded(path: Path, data: bytes) -> str:
+    """UTF-8 as text with LF line ends. Raises ValueError that names the file and the first wrong byte."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = f"byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise ValueError(f"{path} is not UTF-8: {wrong} ({error.reason})") from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a .jsonl or .csv file, each with the place it stands at ("prompts.csv, line 3"); blank lines are no rows.
+
+    A cell of a .csv is a string, and an empty one is as good as none (it is left out, unless its column is "text").
+    """
+    text = decoded(path, data)
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
+    for line, row in rows:
+        yield f"{path}, line {line}", row
+
+
+def refuse_duplicates(path: Path, ids: list[str]) -> None:
+    """Raises ValueError where two things have one id, for rows are joined by it."""
+    seen: dict[str, int] = {}
+    for position, id in enumerate(ids, 1):
+        if id in seen:
+            raise ValueError(
+                f"{path}: number {seen[id]} and number {position} have the same id {id!r}; ids must differ"
+            )
+        seen[id] = position
+
+
+def optional_id(row: dict[str, Any], where: str) -> str | None:
+    """The "id" of a row as a string, or None where it has none. Raises ValueError for what can be no id."""
+    given = row.get("id")
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or not str(given).strip():
+        raise ValueError(f"{where}: expected an id that is a word or a whole number, got {given!r}")
+    return str(given)
+
+
+def _document(row: dict[str, Any], where: str) -> tuple[str | None, str]:
+    if not isinstance(row.get("text"), str):
+        came = f"{row['text']!r}" if "text" in row else f"only {', '.join(map(repr, row)) or 'nothing'}"
+        raise ValueError(f'{where}: expected a string under "text", got {came}')
+    return optional_id(row, where), row["text"]
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON, {error.msg} at column {error.colno}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line.strip()[:60]!r}")
+        yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    before = csv.field_size_limit(max(len(text), 1))  # a document may be longer than the module's 128 KiB
+    header: list[str] = []
+    start = 1
+    rows: list[tuple[int, dict[str, Any]]] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) != len(header):
+                    raise ValueError(f"{path}, line {start}: the header names a column twice: {', '.join(header)}")
+            elif cells:
+                if len(cells) != len(header):
+                    raise ValueError(f"{path}, line {start}: expected {len(header)} cells, got {len(cells)}")
+                named = zip(header, cells, strict=True)
+                rows.append((start, {column: cell for column, cell in named if cell or column == "text"}))
+            start = reader.line_num + 1  # a quoted cell may hold line breaks
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {start}: not CSV, {error}") from error
+    finally:
+        csv.field_size_limit(before)
+    yield from rows
