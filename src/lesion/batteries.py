@@ -8,9 +8,10 @@ group and answer. An answer is a JSON object that names its grader; a plain stri
     {"yes": true}                              the first "yes" or "no" of the reply is "yes"
     {"choice": "much", "of": ["much", "few"]}  the option that the reply names first is "much"
 
-Words match whole, in upper or lower case. What counts as stated or as named is told at `stated_number` and
-`first_asserted`. For every grader a reply is wrong when it is empty or ends in a loop (`loops`), and what it merely
-repeats of the question is not looked at (`without_echo`). A prompt without an answer is open: its grade is None.
+Words match whole, in upper or lower case; a single letter matches only as it is written, so that option "A" is not the
+article. What counts as stated or as named is told at `stated_number` and `first_asserted`. For every grader a reply is
+wrong when it is empty or ends in a loop (`loops`), and what it merely repeats of the question is not looked at
+(`without_echo`). A prompt without an answer is open: its grade is None.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from lesion.texts import DATA, Shelf, optional_id, records, refuse_duplicates
 SHELF = Shelf(
     kind="battery",
     folder=DATA / "batteries",
-    pins={"small.jsonl": "37934a412e7423b26d7e2cce62e0f27bddffb46c36b589bccb55bf603ad82a8c"},
+    pins={"small.jsonl": "823b9c2756adfddd056ff2d9cdaa35496fdb909241feeaf20d5fb57ea2e58de7"},
     suffixes=(".jsonl", ".csv"),
 )
 COLUMNS = ("id", "group", "prompt", "answer")
+START, STOP = r"(?<![^\W_])", r"(?![^\W_])"  # edges of a word; "_Paris_" is emphasis
 KEYS = {"number": {"number"}, "any": {"any", "not"}, "yes": {"yes"}, "choice": {"choice", "of"}}
 
 
@@ -106,10 +108,13 @@ def grade(prompt: Prompt, text: str) -> bool | None:
 
 
 def loops(text: str) -> bool:
-    """Whether a text ends in a loop: one word or two at least five times over, or more words at least three times.
+    """Whether a text ends in a loop: one word or two at least five times over, more words at least three times, or,
+    within a word, up to eight letters at least ten times.
 
     A word is a run of letters and digits, or of signs of arithmetic; the last one may be cut off.
     """
+    if re.search(r"([^\W\d_]{1,8}?)\1{9,}[^\W\d_]{0,8}\W*\Z", text):
+        return True
     words = re.findall(r"\w+|[-+*/=×÷]+", text.casefold())
     for end in (len(words), len(words) - 1):
         for period in range(1, end // 3 + 1):
@@ -129,7 +134,7 @@ def without_echo(reply: str, prompt: str) -> str:
     questions = [s for s in re.split(r"(?<=[.?!])\s+", prompt) if s.endswith("?") and len(s.split()) >= 3]
     for part in (prompt, *questions):
         echo = r"\s+".join(re.escape(word) for word in part.split())
-        reply = re.sub(rf"(?<!\w){echo}(?!\w)", " ", reply, flags=re.IGNORECASE)
+        reply = re.sub(rf"{START}{echo}{STOP}", " ", reply, flags=re.IGNORECASE)
     return reply
 
 
@@ -153,7 +158,7 @@ def first_asserted(reply: str, options: list[str]) -> str | None:
 
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|neither|nor|than|instead of|opposite of)|n't)"
-    r"(?:\s+(?:a|an|the|really|necessarily|always|just))*[\s\"'*]+$",
+    r"(?:\s+(?:a|an|the|really|necessarily|always|just))*[\s\"'*_]+\Z",
     re.IGNORECASE,
 )
 _SIDE_BY_SIDE = re.compile(r"[\s\"'*]*(?:[,/]|,?\s*\b(?:or|and)\b)\s*(?:(?:the|an?)\s+)?[\s\"'*]*", re.IGNORECASE)
@@ -161,9 +166,12 @@ _YES_OR_NO = re.compile(r"\byes[\"']?\s*(?:or|/)\s*[\"']?no\b", re.IGNORECASE)
 
 
 def _any_of(words: list[str]) -> re.Pattern[str]:
-    """Matches any of some words or phrases, whole, in upper or lower case; group n is the n-th of them."""
-    phrases = (r"\s+".join(map(re.escape, _plain(word).split())) for word in words)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(f'({phrase})' for phrase in phrases)})(?!\w)", re.IGNORECASE)
+    """Matches any of some words or phrases, whole; group n is the n-th of them."""
+    groups = []
+    for word in words:
+        phrase = r"\s+".join(map(re.escape, _plain(word).split()))
+        groups.append(f"((?-i:{phrase}))" if len(word.strip()) == 1 else f"({phrase})")
+    return re.compile(rf"{START}(?:{'|'.join(groups)}){STOP}", re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -182,7 +190,7 @@ def _any(answer: dict[str, Any], reply: str, prompt: str) -> bool:
 
 
 def _yes(answer: dict[str, Any], reply: str, prompt: str) -> bool:
-    said = re.search(r"\b(yes|no)\b", _YES_OR_NO.sub(" ", reply), re.IGNORECASE)
+    said = _any_of(["yes", "no"]).search(_YES_OR_NO.sub(" ", reply))
     return said is not None and (said[0].casefold() == "yes") is answer["yes"]
 
 
@@ -226,7 +234,8 @@ def _check(answer: Any) -> None:
     match grader:
         case "number":
             expected = "a finite number"
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            good = whole or (isinstance(value, float) and math.isfinite(value))
         case "any":
             expected = "lists of words"
             good = _is_words(value) and _is_words(answer.get("not", ["-"]))

@@ -41,7 +41,8 @@ _IS = re.compile(rf"{_UNITS}(?:is|are|was|makes?|gives?|leaves?)\b{_HEDGE}", re.
 _ANSWER = re.compile(r"\banswer\b[^.!?\n]{0,60}?(?:\b(?:is|was|be)\b|[:=])[^.!?\n]{0,25}\Z", re.IGNORECASE)
 _NOT = re.compile(r"\bnot\s+\Z", re.IGNORECASE)
 _COMMA = re.compile(r"\s*(?:[,;]\s*(?:and|or)?|and|or)?\s*", re.IGNORECASE)
-_MARKER = re.compile(r"^\s*(\d+)[.)]\s+(?=\S)", re.MULTILINE)
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
+_MARKER = re.compile(r"^[ \t]*(\d+)[.)]\s+(?=\S)", re.MULTILINE)
 
 Role = Literal["announced", "equated", "plain", "pronoun", "operand", "denied", "listed"]
 
@@ -52,8 +53,8 @@ class Numeral:
 
     announced   "the answer is 12"                      operand   both numbers of "7 + 5"
     equated     "= 12", "10 divided by 2 is 5"          denied    "not 12"
-    pronoun     "one" that is neither of these          listed    one of three or more with only commas, "and", "or" or
-    plain       any other                                         spaces between them, or the "2." of a numbered list
+    pronoun     "one" that is none of these             listed    any of "7, 5, 12" and of "7 or 5", or the "2." of a
+    plain       any other                                         numbered list
     """
 
     value: Decimal
@@ -70,7 +71,7 @@ def stated_number(reply: str, prompt: str = "") -> Decimal | None:
     3. a number that the prompt does not hold: "so she has 12 left" (but not "one", which is mostly a pronoun);
     4. the only number there is: "12."
 
-    An operand ("7 + …"), a denied number and the numbers of a bare enumeration ("7, 5, 12") state nothing.
+    An operand ("7 + …"), a denied number and the numbers of a bare enumeration ("7, 5, 12", "7 or 5") state nothing.
     """
     found = [n for n in numerals(reply) if n.role not in ("operand", "denied", "listed")]
     asked = {n.value for n in numerals(prompt)}
@@ -110,15 +111,19 @@ def numerals(text: str) -> list[Numeral]:
 
 
 def _enumerations(text: str, found: list[Numeral]) -> list[Numeral]:
-    """Marks runs of three or more numbers with nothing but commas, "and", "or" or white space between them."""
-    runs: list[list[int]] = []
-    for index, number in enumerate(found):
-        if index and _COMMA.fullmatch(text, found[index - 1].end, number.start):
-            runs[-1].append(index)
+    """Marks different numbers in a row, with nothing but commas, "and", "or" or spaces between them: three or more, or
+    two that "or" joins."""
+    runs: list[list[Numeral]] = []
+    for number in found:
+        if runs and _COMMA.fullmatch(text, runs[-1][-1].end, number.start):
+            runs[-1].append(number)
         else:
-            runs.append([index])
-    listed = {index for run in runs if len(run) >= 3 for index in run}
-    return [replace(number, role="listed") if i in listed else number for i, number in enumerate(found)]
+            runs.append([number])
+    for run in runs:
+        among = text[run[0].start : run[-1].end]
+        if len({n.value for n in run}) > 1 and (len(run) >= 3 or _OR.search(among)):
+            run[:] = [replace(n, role="listed") for n in run]
+    return [number for run in runs for number in run]
 
 
 def _markers(text: str) -> set[int]:

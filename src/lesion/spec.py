@@ -16,7 +16,7 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import PurePath
 from types import ModuleType
@@ -77,6 +77,11 @@ class Spec(BaseModel):
             )
         fields = {k: v for k, v in value.items() if k not in ("is", "version")}
         return build(fields) if found is cls else found.model_validate(fields)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same spec with other values, validated again. pydantic's own would carry the old key along."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**fields, **(update or {})})
 
     def pin(self) -> Self:
         """The same spec with everything that could move fixed: a branch becomes a commit, a file its digest."""

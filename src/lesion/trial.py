@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import field_validator
+
 from lesion.spec import Spec, key_of
 
 if TYPE_CHECKING:
@@ -123,6 +125,14 @@ class Reading(Spec):
     name: ClassVar[str] = "reading"
     trial: Trial
     measure: Measure
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _of_a_subject(cls, value: Any) -> Any:
+        return Trial(subject=value) if isinstance(value, Subject) else value
+
+    def pin(self) -> Reading:
+        return Reading(trial=self.trial.pin(), measure=self.measure.pin())
 
     @cached_property
     def key(self) -> str:  # type: ignore[override]

@@ -1,20 +1,19 @@
 """Dose–response figures: one for each measure, from rows alone, the same bytes every time.
 
 Each site has a colour of its own (Okabe & Ito 2008, "Color Universal Design") and a marker of its own. The undamaged
-model is a dashed line; a dose at which there is no finite value is marked in a strip above the plot.
+model is a dashed line; a dose without a value (the model was not finite) is marked in a strip above the plot.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from lesion.report.scales import axis, is_log, limits, marks, tick
 from lesion.report.tables import short
 
 if TYPE_CHECKING:
@@ -28,13 +27,15 @@ MARKERS = "o^sDvPX"
 DASHES = ("-", "--", ":", "-.")  # a second round of colours has another line
 UNDAMAGED: dict[str, Any] = {"color": MUTED, "linewidth": 1.1, "linestyle": (0, (5, 3))}
 MISSING: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5.5, "markeredgewidth": 1.6}
-WIDTH, PLOT, FOOT, LEFT, RIGHT = 4.4, 1.9, 0.46, 0.55, 0.14  # inches
+WIDTH, PLOT, FOOT, LEFT, RIGHT = 4.4, 1.9, 0.46, 0.58, 0.14  # inches
+BANDS = 4  # more sites than this show their intervals as bars alone
 MARGIN, ROW, KEY = 0.1, 0.2, 0.33  # of the legend: left edge, height of a line, width of a sample
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure does not depend on the machine's fonts
     "font.size": 9.5,
     "text.parse_math": False,
     "svg.fonttype": "none",
+    "svg.hashsalt": "lesion",  # ids are random otherwise
     "axes.edgecolor": RULE,
     "axes.unicode_minus": True,
 }
@@ -53,24 +54,21 @@ class Drawing:
 
 def draw(curves: pl.DataFrame) -> list[Drawing]:
     """A figure for each measure, in the order of the rows. For the columns see `page.build`."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import style
 
     drawings: list[Drawing] = []
     measures = curves.partition_by("measure", maintain_order=True)
     strip = curves["value"].null_count() > 0
-    lines = max((_flow(_labels(rows))[-1][0] + 1 for rows in measures), default=1)
-    for rows in measures:
-        measure = rows["measure"][0]
-        name = _unused(_slug(measure), [d.name for d in drawings])
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with style.context(["default", _STYLE]):  # whatever the user's own matplotlib settings are
+        lines = max((_flow(_labels(rows))[-1][0] + 1 for rows in measures), default=1)
+        for rows in measures:
+            name = _unused(_slug(rows["measure"][0]), [d.name for d in drawings])
             figure = panel(rows, lines, strip)
-            FigureCanvasAgg(figure)
             svg, png = io.BytesIO(), io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
             figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-        text = svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
-        drawings.append(Drawing(name, measure, caption(rows), text, png.getvalue()))
+            text = svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
+            drawings.append(Drawing(name, rows["measure"][0], caption(rows), text, png.getvalue()))
     return drawings
 
 
@@ -92,11 +90,9 @@ def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
     figure = Figure(figsize=(WIDTH, height), facecolor=PAPER)
     said = rows.row(0, named=True)
     scale = f"{said['unit']}, log scale" if is_log(values) else said["unit"]
-    for text, down, how in (
-        (said["measure"], 0.2, {"weight": "bold", "size": 11, "color": INK}),
-        (f"{scale} · {said['better']} is better", 0.4, {"size": 9, "color": MUTED}),
-    ):
-        figure.text(MARGIN / WIDTH, 1 - down / height, _visible(text), **how)
+    better = f"{scale} · {said['better']} is better"
+    figure.text(MARGIN / WIDTH, 1 - 0.2 / height, _visible(said["measure"]), weight="bold", size=11, color=INK)
+    figure.text(MARGIN / WIDTH, 1 - 0.4 / height, _visible(better), size=9, color=MUTED)
     labels = _labels(rows)
     for label, key, (line, x) in zip(labels, _keys(rows), _flow(labels), strict=True):
         y = 1 - (0.5 + ROW * (line + 0.45)) / height
@@ -109,33 +105,8 @@ def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
     if base is not None:
         axes.axhline(base, zorder=1, gid="baseline", **UNDAMAGED)
     for i, site in enumerate(sites):
-        _line(axes, rows.filter(pl.col("site") == site), places, i)
+        _line(axes, rows.filter(pl.col("site") == site), places, i, bands=len(sites) <= BANDS)
     return figure
-
-
-def axis(doses: list[float]) -> dict[float, float]:
-    """Where each dose stands: a geometric grid by its logarithm, with 0 one step before it, any other grid as it is.
-
-    Damage grows to the right: a grid that was named from large to small (1024 levels, 256, …) runs that way.
-    """
-    some = sorted(dose for dose in doses if dose != 0)
-    if not is_log(some) or _unevenness(some) <= _unevenness([math.log(dose) for dose in some]):
-        return {dose: float(dose) for dose in sorted(doses)}
-    named = [dose for dose in doses if dose != 0]
-    way = 1.0 if named[-1] >= named[0] else -1.0
-    places = {dose: way * math.log10(dose) for dose in some[:: int(way)]}
-    at = list(places.values())
-    return {**({0.0: at[0] - (at[-1] - at[0]) / (len(at) - 1)} if 0 in doses else {}), **places}
-
-
-def is_log(values: list[float]) -> bool:
-    """Whether these numbers belong on a logarithmic axis: all positive, the largest more than 20 times the smallest."""
-    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-
-
-def _unevenness(values: list[float]) -> float:
-    gaps = [b - a for a, b in pairwise(values)]
-    return max(gaps) / min(gaps)
 
 
 def baseline(rows: pl.DataFrame) -> float | None:
@@ -150,9 +121,9 @@ def caption(rows: pl.DataFrame) -> str:
     """How much lies behind the figure, and what is not in it."""
     parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds at each dose"]
     if rows["low"].drop_nulls().len():
-        parts.append("bands are intervals")
+        parts.append(f"{'bands' if rows['site'].n_unique() <= BANDS else 'bars'} are intervals")
     if (lost := rows["value"].null_count()) > 0:
-        parts.append(f"no finite value at {lost} of {len(rows)} points")
+        parts.append(f"no value at {lost} of {len(rows)} points (not finite, or not taken)")
     return "; ".join(parts)
 
 
@@ -169,20 +140,19 @@ def inline(drawing: Drawing) -> str:
     return text.strip()
 
 
-def _line(axes: Axes, rows: pl.DataFrame, places: dict[float, float], i: int) -> None:
+def _line(axes: Axes, rows: pl.DataFrame, places: dict[float, float], i: int, bands: bool) -> None:
     """One site: band, line and markers, broken where a value is missing; the missing ones in the strip above."""
     rows = rows.with_columns(at=pl.col("dose").replace_strict(places, return_dtype=pl.Float64)).sort("at")
     style = _style(i)
     x, value, low, high = (rows[name].to_numpy() for name in ("at", "value", "low", "high"))
-    axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=2)
+    if bands:
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=2)
     axes.vlines(x, low, high, color=style["color"], alpha=0.45, linewidth=0.9, zorder=2)
     axes.plot(x, value, zorder=3, **style)
-    aside = (
-        0.02 * (max(places.values()) - min(places.values()) or 1.0) * (i % 3 - 1)
-    )  # where several sites fail at once
+    aside = 0.02 * (max(places.values()) - min(places.values()) or 1.0)  # several sites may fail at the same dose
     for place in rows.filter(pl.col("value").is_null())["at"]:
         how = {**MISSING, "color": style["color"], "transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(place + aside, 1.06, gid=f"no-value-{i}-{place:g}", **how)
+        axes.plot(place + aside * (i % 3 - 1), 1.06, gid=f"no-value-{i}-{place:g}", **how)
 
 
 def _style(i: int) -> dict[str, Any]:
@@ -203,30 +173,17 @@ def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool
     pad = 0.03 * (at[-1] - at[0] or 1.0)
     axes.set_xlim(at[0] - pad, at[-1] + pad)
     ticks: dict[float, str] = {}
+    aside = any(dose != place for dose, place in places.items())  # then 0 is not the beginning of a scale
     for dose, place in places.items():  # a dose too close to its neighbour goes without a label
         if not ticks or place - max(ticks) > 0.07 * (at[-1] - at[0]):
-            ticks[place] = short(dose)
+            ticks[place] = "none" if aside and dose == 0 else short(dose)
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlabel("dose", color=MUTED, size=9, labelpad=2)
-    if log:
-        axes.set_yscale("log")
-        positive = [x for x in known if x > 0]
-        low, high = min(positive), max(positive)
-        axes.set_ylim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
-        marks = _decades(*axes.get_ylim())
-    else:
-        from matplotlib.ticker import MaxNLocator
-
-        low, high = (min(known), max(known)) if known else (0.0, 1.0)
-        low = 0.0 if 0 <= low < 0.5 * high else low
-        room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-        axes.set_ylim(low - room, high + room)
-        marks = [
-            float(x)
-            for x in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-            if low - room <= x <= high + room
-        ]
-    axes.set_yticks(marks, [short(round(x, 12)) for x in marks] if known else [""] * len(marks))
+    low, high = limits(known, log)
+    axes.set_yscale("log" if log else "linear")
+    axes.set_ylim(low, high)
+    levels = marks(low, high, log)
+    axes.set_yticks(levels, [tick(level) for level in levels] if known else [""] * len(levels))
     axes.minorticks_off()
     axes.grid(axis="y", color=RULE, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -236,19 +193,11 @@ def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool
         axes.spines[side].set_visible(False)
 
 
-def _decades(low: float, high: float) -> list[float]:
-    """Round numbers between two limits: 1 3 10 30, or every power of ten, or every so-many-th."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    every = max(1, math.ceil((last - first) / 6))
-    steps = (1, 3) if last - first <= 3 else (1,)
-    return [x for p in range(first, last + 1, every) for s in steps if low <= (x := float(f"{s}e{p}")) <= high]
-
-
 def _labels(rows: pl.DataFrame) -> list[str]:
     """The legend: sites, then the undamaged model, then the mark of missing values, where there are any."""
     sites = [_visible(site) for site in rows["site"].unique(maintain_order=True)]
     base = ["undamaged"] if baseline(rows) is not None else []
-    return [*sites, *base, *(["no finite value"] if rows["value"].null_count() else [])]
+    return [*sites, *base, *(["no value"] if rows["value"].null_count() else [])]
 
 
 def _keys(rows: pl.DataFrame) -> list[Line2D]:
@@ -281,7 +230,7 @@ def _range(values: pl.Series) -> str:
 
 
 def _visible(text: str) -> str:
-    """A label as one line without control characters, which XML does not know."""
+    """A label without control characters, which XML does not know."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)
 
 

@@ -18,8 +18,11 @@ function make(tag, name, ...children) {
   return element;
 }
 
-// Control characters as their pictures, so that a text is seen as it is.
-const visible = (text) => text.replace(/[\0-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+// Control characters, and those that turn the direction of writing, by their number: a text is seen as it is.
+const visible = (text) =>
+  text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, (c) => {
+    return `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  });
 
 // Words of `text` and whether each is new: not part of a longest common subsequence with the words of `before`.
 function diff(before, text) {
@@ -133,6 +136,7 @@ at("search").addEventListener("keydown", (event) => {
   if (first) first.querySelector("input").click();
 });
 
+at("prompts").classList.toggle("many", data.doses.length > 8);
 search();
 showMarks();
 show();

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 MISSING = "–"
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def number(value: float | None, places: int | None = None) -> str:
     size = abs(value)
     if size >= 1e5 or (places is None and 0 < size < 1e-4):
         digits, _, power = f"{value:.2e}".partition("e")
-        return _signed(f"{digits}×10") + str(int(power)).translate(_RAISED)
+        return _signed(f"{digits}×10") + str(int(power)).translate(RAISED)
     return _signed(f"{value:,.{_places(value) if places is None else places}f}")
 
 

@@ -1,0 +1,22 @@
+"""What all tests share: quiet libraries, one thread each, and words that only tests know."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+import transformers
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    from lesion import Lab
+
+    return Lab(tmp_path / "lab")

@@ -1,0 +1,158 @@
+"""Contracts that hold for every step and measure there is. A new one joins by being in EXAMPLES, which a test enforces."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from lesion.digest import combined, digests
+from lesion.lab import product
+from lesion.spec import Spec, find, words
+from lesion.subjects import Scratch
+from lesion.trial import Measure, Reading, Step
+from lesion.walk import Bench
+
+from lesion import measures, packaged, steps
+
+SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
+EXAMPLES: dict[str, list[Step | Measure]] = {
+    "noise": [steps.Noise(site=s, sigma=0.3, law=k, seed=1) for s in SITES for k in ("multiplicative", "additive", "lognormal")],
+    "ablate": [
+        *(steps.Ablate(site=s, share=0.4, seed=2) for s in SITES),
+        *(steps.Ablate(site=s, share=0.4, order=o) for s in SITES for o in ("largest", "smallest")),
+        steps.Ablate(site="attention", share=0.5, unit="head", seed=3),
+        steps.Ablate(site="mlp", share=0.5, unit="neuron", seed=3),
+        steps.Ablate(site="attention+mlp", share=0.5, unit="layer", seed=3),
+    ],
+    "quantise": [
+        *(steps.Quantise(site=s, levels=8, scheme=k) for s in SITES for k in ("minmax", "symmetric", "percentile")),
+        steps.Quantise(site="all", levels=4, channel="output"),
+    ],
+    "perplexity": [measures.Perplexity(documents=2, tokens=80, window=64, stride=32).pin()],
+    "generation": [measures.Generation(prompts=5, new_tokens=6, seed=1, batch=3).pin()],
+}
+FAMILIES = list(packaged.TINY)
+_specimens = {}
+
+
+def specimen(family):
+    if family not in _specimens:
+        _specimens[family] = Bench(Scratch(architecture=family).load())
+    return _specimens[family]
+
+
+def of(family):
+    return [(name, example) for name in words(family) if not name.startswith("test-") for example in EXAMPLES[name]]
+
+
+def test_every_step_and_measure_has_examples():
+    there = {name for family in ("step", "measure") for name in words(family) if not name.startswith("test-")}
+    assert there == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "step"), of("step"), ids=lambda x: str(x)[:60])
+def test_a_step_changes_exactly_what_it_reports_and_its_undo_restores_every_bit(family, name, step):
+    bench = specimen(family)
+    model = bench.specimen.model
+    before = digests(model)
+    tensors = {n: t.detach().clone() for n, t in model.named_parameters()}
+    with bench.applied(step):
+        after = digests(model)
+        entry = bench.specimen.ledger[-1]
+        assert entry["changed"] == [n for n in after if after[n] != before[n]]
+        assert set(entry["changed"]) <= set(step.touches(bench.specimen))
+        assert entry["changed"], "a dose that does nothing is no example"
+        assert (entry["before"], entry["after"]) == (combined(before), combined(after))
+        for n, t in model.named_parameters():
+            assert torch.isfinite(t).all()
+            assert (n in entry["changed"]) == (not torch.equal(t, tensors[n]))
+        again = {n: t.detach().clone() for n, t in model.named_parameters()}
+    assert digests(model) == before
+    with bench.applied(step):  # the same step on the same weights gives the same bits
+        assert all(torch.equal(t, again[n]) for n, t in model.named_parameters())
+    assert digests(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nested_steps_on_overlapping_sites_are_undone_in_order(family):
+    bench = specimen(family)
+    before = digests(bench.specimen.model)
+    first, second, third = steps.Noise(site="all", sigma=0.5), steps.Ablate(site="mlp", share=0.5), steps.Quantise(site="embedding", levels=3)
+    with bench.applied(first):
+        inside = digests(bench.specimen.model)
+        for step in (second, third, second):
+            with bench.applied(step), bench.applied(first):
+                pass
+            assert digests(bench.specimen.model) == inside
+    assert digests(bench.specimen.model) == before
+
+
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gpt2", "tiny-gpt-neox", "tiny-gemma3", "tiny-t5"])
+@pytest.mark.parametrize(("name", "measure"), of("measure"), ids=lambda x: str(x)[:40])
+def test_a_measure_changes_nothing_and_says_the_same_twice(family, name, measure):
+    bench = specimen(family)
+    if name == "perplexity" and family == "tiny-t5":
+        with pytest.raises(ValueError, match="encoder-decoder"):
+            measure.read(bench.specimen, measure.items(bench.specimen))
+        return
+    items = measure.items(bench.specimen)
+    rows = [list(measure.read(bench.specimen, chunk)) for chunk in measure.chunks(items)]
+    bench.verify(name, "reading")
+    flat = list(itertools.chain(*rows))
+    assert [row["item"] for row in flat] == items
+    again = [row for chunk in measure.chunks(items) for row in measure.read(bench.specimen, chunk)]
+    strip = lambda rows: [{k: v for k, v in row.items() if k != "duration"} for row in rows]  # noqa: E731
+    assert strip(flat) == strip(again)
+    for value in measure.summarise(flat).values():
+        assert value is None or math.isfinite(value)
+
+
+@pytest.mark.parametrize(("name", "spec"), [*of("step"), *of("measure")], ids=lambda x: str(x)[:60])
+def test_specs_go_round_trip_and_keys_differ_when_anything_differs(name, spec):
+    import json
+
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec and again.key == spec.key and type(again) is type(spec)
+    seen = {spec.key}
+    for field in type(spec).model_fields:
+        value = getattr(spec, field)
+        for other in changes(value):
+            try:
+                changed = spec.model_copy(update={field: other})
+            except ValueError:
+                continue
+            assert changed.key not in seen, f"{field}: {value!r} and {other!r} share a key"
+            seen.add(changed.key)
+    assert len(seen) > 1
+
+
+def changes(value):
+    """Values that are not `value`, the nearest possible one among them."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [math.nextafter(value, math.inf), math.nextafter(value, -math.inf), value / 2]
+    return [*(v for v in ("multiplicative", "additive", "largest", "smallest", "symmetric", "output", "head", "mlp@1") if v != value)]
+
+
+def test_a_subject_a_step_and_a_measure_each_make_another_reading():
+    a, b = Scratch(), Scratch(seed=1)
+    noise = steps.Noise(site="mlp", sigma=0.1)
+    ppl = EXAMPLES["perplexity"][0]
+    trials = [a, b, a >> noise, a >> noise >> noise, a >> steps.Noise(site="mlp", sigma=0.1 + 1e-12)]
+    readings = product(trials, [ppl, ppl.model_copy(update={"tokens": 81})])
+    assert len({r.key for r in readings}) == 10
+    assert Reading.from_json(readings[3].to_json()).key == readings[3].key
+
+
+def test_unknown_words_and_versions_are_named():
+    with pytest.raises(ValueError, match=r"no step 'nosie'; there are: ablate, noise, quantise"):
+        find("step/nosie")
+    stale = {**steps.Noise(site="mlp", sigma=1.0).to_json(), "version": 0}
+    with pytest.raises(ValueError, match="is version 1 here, the record is of 0"):
+        Spec.from_json(stale)
+    with pytest.raises(ValueError, match="expected a measure"):
+        Measure.from_json(steps.Noise(site="mlp", sigma=1.0).to_json())
