@@ -125,3 +125,17 @@ class TestQuotes(TestNorms):
     def read(self, specimen, items):
         rows = {row["item"]: row["norm"] for row in specimen.recall(self.other)}
         return [{**row, "norm": row["norm"] - rows[row["item"]]} for row in super().read(specimen, items)]
+
+
+class TestNaN(Step):
+    """What too strong a damage comes to."""
+
+    name = "test-nan"
+
+    def touches(self, specimen):
+        return [next(iter(dict(specimen.model.named_parameters())))]
+
+    def apply(self, specimen):
+        with torch.no_grad():
+            next(specimen.model.parameters()).fill_(float("nan"))
+        return {}

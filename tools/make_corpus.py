@@ -106,7 +106,8 @@ def lines_of(index: bytes, database: bytes, name: str) -> list[str]:
     entry = database[start : start + length]  # uncompressed size (4 bytes), then a zlib stream
     data = zlib.decompress(entry[4:])
     assert len(data) == struct.unpack(">I", entry[:4])[0]
-    return Serialised(data).whole()
+    lines: list[str] = Serialised(data).whole()
+    return lines
 
 
 def documents(lines: list[str]) -> list[str]:

@@ -32,7 +32,7 @@ from lesion.texts import DATA, Shelf, optional_id, records, refuse_duplicates
 SHELF = Shelf(
     kind="battery",
     folder=DATA / "batteries",
-    pins={"small.jsonl": "823b9c2756adfddd056ff2d9cdaa35496fdb909241feeaf20d5fb57ea2e58de7"},
+    pins={"small.jsonl": "bd2109536fbbf7c1bf77540652d3561a15fe44f2a6ebf844f11b43b4ec11e485"},
     suffixes=(".jsonl", ".csv"),
 )
 COLUMNS = ("id", "group", "prompt", "answer")
@@ -113,7 +113,7 @@ def loops(text: str) -> bool:
 
     A word is a run of letters and digits, or of signs of arithmetic; the last one may be cut off.
     """
-    if re.search(r"([^\W\d_]{1,8}?)\1{9,}[^\W\d_]{0,8}\W*\Z", text):
+    if re.search(r"([^\W\d_]{1,8}?)\1{9,}[^\W\d_]{0,7}\W*\Z", text[-200:]):  # room for ten times eight
         return True
     words = re.findall(r"\w+|[-+*/=×÷]+", text.casefold())
     for end in (len(words), len(words) - 1):

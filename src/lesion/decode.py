@@ -168,7 +168,6 @@ class Slots:
         longest = max(len(p.tokens) for p in prompts)
         self.shared = _common_prefix([p.tokens for p in prompts]) if len(prompts) > 1 else 0
         self.cache = SlotCache(rows, longest)
-        self.cache.at = self.cache.at.to(model.device)
         self.limit = longest + new_tokens
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)  # of the token to come
         self.prefix: SlotCache | None = None
@@ -180,7 +179,7 @@ class Slots:
     def _forward(self, cache: SlotCache, slots: torch.Tensor, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """tokens, at [n, T]; padding has `at` -1. Returns logits [n, V] of the last token."""
         padded = at < 0
-        cache.slots, cache.at = slots, at.masked_fill(padded, cache.columns - 1)
+        cache.turn_to(slots, at.masked_fill(padded, cache.columns - 1))
         kinds = set(getattr(self.text, "layer_types", None) or ())
         window = getattr(self.text, "sliding_window", None)
         mask: Any

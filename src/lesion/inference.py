@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.masking_utils import sdpa_mask
 
 PACK_LIMIT = (
     4 * 2**30
@@ -40,9 +41,13 @@ class SlotCache(Cache):
         self.rows, self.columns = rows, 0
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
-        self.slots = torch.arange(rows)  # rows that the next forward is about
-        self.at = torch.zeros(rows, 1, dtype=torch.long)  # [len(slots), T] columns of its tokens
+        self.turn_to(torch.arange(rows), torch.zeros(rows, 1, dtype=torch.long))
         self.reserve(columns)
+
+    def turn_to(self, slots: torch.Tensor, at: torch.Tensor) -> None:
+        """Says which rows the next forward is about, and at which columns [len(slots), T] its tokens are."""
+        self.slots, self.at = slots, at
+        self.whole = len(slots) == self.rows and bool((slots[1:] > slots[:-1]).all())
 
     def reserve(self, columns: int) -> None:
         """Makes room for so many columns and the spare one."""
@@ -55,7 +60,7 @@ class SlotCache(Cache):
     def keep_rows(self, slots: torch.Tensor) -> None:
         """Drops all other rows."""
         self.keys, self.values = [k[slots] for k in self.keys], [v[slots] for v in self.values]
-        self.rows, self.slots = len(slots), torch.arange(len(slots))
+        self.rows = len(slots)
 
     def copy_prefix(self, prefix: SlotCache, slots: torch.Tensor, length: int) -> None:
         """Starts rows from the first `length` columns of a cache of one row."""
@@ -75,7 +80,7 @@ class SlotCache(Cache):
         index = self.slots[:, None], slice(None), self.at
         keys[index] = key_states.transpose(1, 2)
         values[index] = value_states.transpose(1, 2)
-        if len(self.slots) == self.rows:
+        if self.whole:
             return keys, values
         return keys[self.slots], values[self.slots]
 
@@ -111,7 +116,7 @@ def grouped_attention(
     b, heads, t, d = query.shape
     groups, s = key.shape[1], key.shape[2]
     scaling = d**-0.5 if scaling is None else scaling
-    if t == 1 and attention_mask is not None and softcap is None:
+    if t == 1 and attention_mask is not None and attention_mask.is_floating_point() and softcap is None:
         rows = b * groups
         q_BGD = (query * scaling).reshape(rows, heads // groups, d)
         mask = attention_mask.expand(b, groups, 1, s).reshape(rows, 1, s)
@@ -121,9 +126,11 @@ def grouped_attention(
     if softcap is not None:
         scores = query @ key.repeat_interleave(heads // groups, 1).transpose(2, 3) * scaling
         scores = torch.tanh(scores / softcap) * softcap
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        out = scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value.repeat_interleave(heads // groups, 1)
+        if attention_mask is None:
+            attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
+        if not attention_mask.is_floating_point():
+            attention_mask = torch.zeros_like(scores).masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+        out = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(value.dtype) @ value.repeat_interleave(heads // groups, 1)
         return out.transpose(1, 2), None
     causal = attention_mask is None and t > 1 and getattr(module, "is_causal", True)
     out = F.scaled_dot_product_attention(
@@ -133,6 +140,7 @@ def grouped_attention(
 
 
 AttentionInterface.register("lesion", grouped_attention)
+AttentionMaskInterface.register("lesion", sdpa_mask)  # without it transformers would leave out sliding windows
 
 
 @contextmanager

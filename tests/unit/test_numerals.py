@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lesion.batteries import Prompt, grade
+from lesion.batteries import Prompt, grade, loops
 from lesion.numerals import numerals, stated_number
 
 SUM = "What is 7 + 5?"
@@ -152,10 +152,13 @@ def test_decimals_are_compared_exactly() -> None:
     assert graded(10**400, "It is 5", SUM) is False
 
 
-@pytest.mark.parametrize(
-    "piece", ["1 ", "answer ", "answer is ", "= ", " ", "\n", "1 or ", "one hundred ", "- ", "1. ", "a"]
-)
+PIECES = ["1 ", "answer ", "answer is ", "= ", " ", "\n", "1 or ", "one hundred ", "- ", "1. ", "a"]
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_no_reply_takes_long_to_read(piece: str) -> None:
+    reply = "7 = " + piece * 3000 + "x 8"
     start = time.perf_counter()
-    graded(12, "7 = " + piece * 3000 + "x", SUM)
+    stated_number(reply)
+    loops(reply)
     assert time.perf_counter() - start < 2

@@ -94,11 +94,11 @@ def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
     figure.text(MARGIN / WIDTH, 1 - 0.2 / height, _visible(said["measure"]), weight="bold", size=11, color=INK)
     figure.text(MARGIN / WIDTH, 1 - 0.4 / height, _visible(better), size=9, color=MUTED)
     labels = _labels(rows)
-    for label, key, (line, x) in zip(labels, _keys(rows), _flow(labels), strict=True):
+    for i, (label, key, (line, x)) in enumerate(zip(labels, _keys(rows), _flow(labels), strict=True)):
         y = 1 - (0.5 + ROW * (line + 0.45)) / height
         key.set_data([x / WIDTH, (x + 0.13) / WIDTH, (x + 0.26) / WIDTH], [y, y, y])
         figure.add_artist(key)
-        figure.text((x + KEY) / WIDTH, y, label, va="center_baseline", color=INK, gid="legend", size=9)
+        figure.text((x + KEY) / WIDTH, y, label, va="center_baseline", color=INK, gid=f"legend-{i}", size=9)
 
     axes = figure.add_axes((LEFT / WIDTH, FOOT / height, 1 - (LEFT + RIGHT) / WIDTH, PLOT / height))
     _ruled(axes, places, known, is_log(values))
@@ -119,11 +119,11 @@ def baseline(rows: pl.DataFrame) -> float | None:
 
 def caption(rows: pl.DataFrame) -> str:
     """How much lies behind the figure, and what is not in it."""
-    parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds at each dose"]
+    parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds"]
     if rows["low"].drop_nulls().len():
         parts.append(f"{'bands' if rows['site'].n_unique() <= BANDS else 'bars'} are intervals")
     if (lost := rows["value"].null_count()) > 0:
-        parts.append(f"no value at {lost} of {len(rows)} points (not finite, or not taken)")
+        parts.append(f"{lost} of {len(rows)} points {'has' if lost == 1 else 'have'} no value")
     return "; ".join(parts)
 
 

@@ -58,7 +58,8 @@ def build(
 
     summary       any columns; `x` with `x_low` and `x_high` is shown as one cell
     curves        measure, unit, better ("higher" | "lower"), site, dose, value, low, high, items, seeds, reference:
-                  the row at dose 0 is the undamaged model; value null: no finite value; reference: its value if known
+                  the row at dose 0 is the undamaged model, the others follow in the order of growing damage (so levels
+                  fall); value null: no finite value; reference: the undamaged model's value where it is known
     generations   site, dose, seed, prompt (id), group, asked, text, correct, stop, tokens, logprob
     failures      {"of", "error", "trace"}
     ledgers       {"trial": sentence, "ledger": [entries of `trial.Specimen.ledger`]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 from typing import Any
 
 from lesion.report import tables
@@ -47,14 +48,14 @@ def sentence(step: dict[str, Any]) -> str:
 
 
 def said(value: Any) -> str:
-    """A fact as text: numbers as in the tables, nested values as JSON."""
+    """A fact as text: numbers with six significant digits, nested values as JSON."""
     match value:
         case None:
             return tables.MISSING
         case bool():
             return "yes" if value else "no"
         case float():
-            return tables.short(value)
+            return f"{value:.6g}".replace("-", "−") if isfinite(value) else tables.MISSING
         case int():
             return tables.number(value)
         case str():

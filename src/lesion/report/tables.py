@@ -68,16 +68,17 @@ def table(frame: pl.DataFrame) -> Table:
 
 
 def number(value: float | None, places: int | None = None) -> str:
-    """Three significant digits or as many places as asked; very large and very small ones as 1.2×10⁵."""
+    """Three significant digits or as many places as asked; as 1.20×10⁵ where it is very large or would look like 0."""
     if value is None or not isfinite(value):
         return MISSING
     if isinstance(value, int):
         return _signed(f"{value:,}") if abs(value) >= 10_000 else _signed(str(value))
     size = abs(value)
-    if size >= 1e5 or (places is None and 0 < size < 1e-4):
+    places = _places(value) if places is None else places
+    if size >= 1e5 or (size and places > 6) or 0 < size < 0.5 * 10.0**-places:
         digits, _, power = f"{value:.2e}".partition("e")
         return _signed(f"{digits}×10") + str(int(power)).translate(RAISED)
-    return _signed(f"{value:,.{_places(value) if places is None else places}f}")
+    return _signed(f"{value:,.{places}f}")
 
 
 def short(value: float | None) -> str:
@@ -94,7 +95,10 @@ def with_interval(value: float | None, low: float | None, high: float | None, mo
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
         return number(value, min(_places(value), most)), ""
     widest = _places(max(value, low, high, key=abs))
-    places = min(most, widest if value == 0 else min(_places(value), widest + 1))
+    places = min(most, widest)
+    if value != 0:
+        enough = _places(value)
+        places = max(min(most, enough, widest + 1), min(enough - 2, 4))
     shown, below, above = (number(x, places) for x in (value, low, high))
     return shown, f"[{below}, {above}]"
 

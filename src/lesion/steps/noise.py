@@ -68,6 +68,7 @@ class Noise(Step):
     site: str = Field(description="what is disturbed: mlp, attention.value, embedding, mlp.in@3-5, …")
     sigma: float = Field(
         ge=0,
+        le=1e6,
         description="dose: standard deviation relative to each weight (additive: to its tensor's; lognormal: of log w)",
     )
     law: Law = Field(default="multiplicative", description="w·(1 + sigma z), w + sigma·std(w)·z, or w·exp(sigma z)")

@@ -141,7 +141,7 @@ class Degrade(Study):
         intact = Trial(subject=parse(self.subject, self.dtype)).pin()
         seeds = range(self.seed, self.seed + self.repeats)
         measures = {seed: self._measures(seed) for seed in seeds}
-        doses = (0.0, *(dose for dose in self.doses if dose != 0))
+        doses = (0.0, *sorted((d for d in self.doses if d), reverse="quant" in self.method))  # by growing damage
         cells = {}
         for site, dose, seed in itertools.product(self.site, doses, seeds):
             step = step_of(self.method, site, dose, seed)
