@@ -1,33 +1,28 @@
-"""Weights in blocks: a step walks over many parameters in place, with several threads and in constant memory.
+"""Weights in blocks: a step walks over many parameters in place and in constant memory.
 
 A block is a stretch of one parameter's memory, at most BLOCK elements long. Its position there is what random streams are
 read by: element i of a parameter gets value i of the parameter's stream, whichever view asks for it, so that noise on
-"attention.value" is that part of the noise on "attention", in fused and transposed layouts too.
-
-Within a block, kernels run on pieces so small that torch keeps them on the calling thread. Threads therefore share the
-work by blocks alone, which no result depends on, and never wait for each other inside a kernel.
+"attention.value" is that part of the noise on "attention", in fused and transposed layouts too. A block with its draws
+fits into the caches of a processor, so a step may go over it several times for the price of one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from lesion.sites import View
-from lesion.streams import BLOCK, Draws
+from lesion.streams import BLOCK, Draws, Span
 
-PIECE = 2**15  # elements: the largest kernel that torch does not split among threads; four pieces fit into an L2 cache
+AHEAD = 64  # blocks whose draws are made before the first of them is used: threads that draw are not those that compute
+ROW = 2**13  # elements that are summed by one thread, so that a sum does not depend on the number of threads
 DIGIT = 16  # bits of a magnitude that one pass of `nth_magnitude` settles
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +34,9 @@ class Block:
     start: int  # position of its first element in the parameter's memory
     tensor: torch.Tensor
 
-    def numbers(self, draws: Draws) -> torch.Tensor:
-        """The draws of these elements, on the CPU, in the shape of `tensor`."""
-        drawn = torch.from_numpy(draws.read(self.name, self.start, _span(self.tensor)))
-        return drawn.as_strided(self.tensor.shape, self.tensor.stride())
+    @property
+    def span(self) -> Span:
+        return self.name, self.start, _length(self.tensor)
 
 
 def cut(model: nn.Module, views: Sequence[View]) -> list[Block]:
@@ -69,7 +63,7 @@ def _cut(tensor: torch.Tensor, start: int) -> Iterator[tuple[int, torch.Tensor]]
             yield start + done, here
             done += len(here)
         return
-    step, row = tensor.stride(0), _span(tensor[0])
+    step, row = tensor.stride(0), _length(tensor[0])
     if row > BLOCK:
         for i, inner in enumerate(tensor):
             yield from _cut(inner, start + i * step)
@@ -79,69 +73,52 @@ def _cut(tensor: torch.Tensor, start: int) -> Iterator[tuple[int, torch.Tensor]]
         yield start + i * step, tensor[i : i + rows]
 
 
-def _span(tensor: torch.Tensor) -> int:
-    """Length of the stretch of memory from the first element to the last."""
+def _length(tensor: torch.Tensor) -> int:
+    """From the first element to the last in memory, both included."""
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """[work(item) for item in items], by as many threads as torch may use. A thread takes the next item when it is done
-    with one; the results come in the order of the items."""
-    count = min(torch.get_num_threads(), len(items))
-    results: dict[int, Result] = {}
-    turns = iter(range(len(items)))  # one iterator for all: the interpreter hands out each turn once
-
-    def take_turns() -> None:
-        with torch.no_grad():
-            for turn in turns:
-                results[turn] = work(items[turn])
-
-    if count < 2:
-        take_turns()
-    else:
-        with ThreadPoolExecutor(count) as pool:
-            for future in [pool.submit(take_turns) for _ in range(count)]:
-                future.result()
-    return [results[turn] for turn in range(len(items))]
+def with_draws(blocks: Sequence[Block], draws: Draws) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Every block with its draws: float32 on the CPU, in the shape of the block."""
+    for first in range(0, len(blocks), AHEAD):
+        batch = blocks[first : first + AHEAD]
+        for block, drawn in zip(batch, draws.fetch([block.span for block in batch]), strict=True):
+            yield block, torch.from_numpy(drawn).as_strided(block.tensor.shape, block.tensor.stride())
 
 
-def rewrite(
-    tensor: torch.Tensor, act: Callable[..., Sequence[float]], *others: torch.Tensor, flat: bool = True
-) -> tuple[float, ...]:
-    """Runs act(w, …) on the pieces of a block and of `others` beside it; w is changed in place. Returns act's sums.
+def rewrite(tensor: torch.Tensor, act: Callable[..., tuple[float, ...]], *beside: torch.Tensor) -> tuple[float, ...]:
+    """Returns act(w, …) of a block and of what lies beside it; act changes w in place.
 
-    Half precision is computed in float32 and rounded once, at the end. With flat=False the block is one piece and keeps
-    its shape.
+    w is contiguous, in float32 or float64; half precision is rounded once, at the end.
     """
-    work = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    work = tensor if tensor.dtype == torch.float64 else tensor.float()
     work = work.contiguous()
-    parts: Iterable[tuple[torch.Tensor, ...]] = [(work, *others)]
-    if flat:
-        size = PIECE if work.device.type == "cpu" else max(1, work.numel())
-        beside = [other.to(work.device, work.dtype) for other in others]
-        parts = zip(*(whole.reshape(-1).split(size) for whole in (work, *beside)), strict=True)
-    sums = total(act(*part) for part in parts)
+    result = act(work, *(other.to(work.device, work.dtype).contiguous() for other in beside))
     if work is not tensor:
         tensor.copy_(work)
-    return sums
+    return result
 
 
-def pieces(blocks: Sequence[Block]) -> Iterator[torch.Tensor]:
-    """The pieces of some blocks, for reading: float32 or float64, flat, in the order of memory."""
+def pieces(blocks: Iterable[Block]) -> Iterator[torch.Tensor]:
+    """Blocks for reading: float32 or float64, flat, in the order of memory."""
     for block in blocks:
-        for piece in block.tensor.reshape(-1).split(PIECE):
-            yield piece if piece.dtype == torch.float64 else piece.float()
+        piece = block.tensor.reshape(-1)
+        yield piece if piece.dtype == torch.float64 else piece.float()
 
 
-def total(rows: Iterable[Sequence[float]]) -> tuple[float, ...]:
+def total(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     """Sums of columns."""
     return tuple(math.fsum(column) for column in zip(*rows, strict=True))
 
 
 def square(tensor: torch.Tensor) -> float:
-    """Σ x², of a piece."""
-    norm = float(torch.linalg.vector_norm(tensor))
-    return norm * norm
+    """Σ x² of a contiguous tensor: of rows in its own precision, over rows in float64."""
+    flat = tensor.view(-1)
+    cutoff = len(flat) // ROW * ROW
+    norms = torch.linalg.vector_norm(flat[:cutoff].view(-1, ROW), dim=1).tolist() if cutoff else []
+    if cutoff < len(flat):
+        norms.append(float(torch.linalg.vector_norm(flat[cutoff:])))
+    return math.fsum(norm * norm for norm in norms)
 
 
 def facts(views: Sequence[View], weight: float, change: float, **more: Any) -> dict[str, Any]:
@@ -167,10 +144,8 @@ def magnitudes(piece: torch.Tensor) -> torch.Tensor:
 
 def magnitude(bits: int, dtype: torch.dtype) -> float:
     """The number that `magnitudes` has turned into these bits, for weights of this type."""
-    wide = dtype == torch.float64
-    return float(
-        torch.tensor(bits, dtype=torch.int64 if wide else torch.int32).view(torch.float64 if wide else torch.float32)
-    )
+    whole, real = (torch.int64, torch.float64) if dtype == torch.float64 else (torch.int32, torch.float32)
+    return float(torch.tensor(bits, dtype=whole).view(real))
 
 
 def nth_magnitude(blocks: Sequence[Block], n: int) -> tuple[int, int, int]:
@@ -179,13 +154,14 @@ def nth_magnitude(blocks: Sequence[Block], n: int) -> tuple[int, int, int]:
     A radix selection: each pass counts one digit of those that agree with the digits found so far, so the memory is a
     histogram whatever the size of the tensor.
     """
-    wide = blocks[0].tensor.dtype == torch.float64
+    bits = 64 if blocks[0].tensor.dtype == torch.float64 else 32
     found, smaller, equal = 0, 0, 0
-    for shift in range((64 if wide else 32) - DIGIT, -1, -DIGIT):
+    for shift in range(bits - DIGIT, -1, -DIGIT):
         counts = torch.zeros(2**DIGIT, dtype=torch.int64)
         for piece in pieces(blocks):
-            bits = magnitudes(piece)
-            digits = bits[bits >> (shift + DIGIT - 1) >> 1 == found]  # in two: a shift by all the bits is undefined
+            digits = magnitudes(piece)
+            if shift < bits - DIGIT:
+                digits = digits[digits >> (shift + DIGIT) == found]
             here = torch.bincount((digits >> shift) & (2**DIGIT - 1)).cpu()
             counts[: len(here)] += here
         upto = counts.cumsum(0)

@@ -1,29 +1,39 @@
 """The command line: a thin wrapper over `Lab` and the studies.
 
     lesion run degrade --subject smollm2 --site attention.value --doses 0 0.35 0.7
-    lesion plan | status | report | show | export
+    lesion plan | report | status | show | export
 
-The options of a study are the fields of its spec; tyro makes the help from them. Heavy imports happen where work starts,
-so that `lesion --help` answers at once.
+The options of a study are the fields of its spec: names, kinds, choices and defaults come from there, and the spec alone
+says what is a possible value. Heavy imports happen where work starts, so that `lesion --help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from lesion.study import Study
 
 VERBOSITY = ("quiet", "normal", "verbose")
 OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+MISPLACED = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `lesion` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show σ must not stop a run
     sys.exit(run(sys.argv[1:] if args is None else args))
 
 
@@ -31,7 +41,7 @@ def run(args: list[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 something failed, 2 wrong input, 130 interrupted."""
     options, rest = parser().parse_known_args(args)
     if rest and "study" not in options:
-        parser().error(f"{options.command} does not know {rest[0]!r}")
+        options.parser.unknown(rest)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,47 +50,79 @@ def run(args: list[str]) -> int:
     try:
         return getattr(commands, options.command)(options, rest)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = options.command == "run" and not options.force
+        print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
         return INTERRUPTED
-    except ValueError as error:
-        print(f"lesion: {_first_words(error)}", file=sys.stderr)
-        return WRONG_INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"lesion: {place}{error.strerror or error}", file=sys.stderr)
+        return WRONG_INPUT if isinstance(error, MISPLACED) else FAILED
+    except ValueError as error:
+        print(f"lesion: {in_words(error)}", file=sys.stderr)
+        return WRONG_INPUT
 
 
-def _first_words(error: ValueError) -> str:
-    """A pydantic error without its addresses: field, what was expected, what came."""
-    if hasattr(error, "errors"):
-        said = []
-        for part in error.errors():
-            where = ".".join(map(str, part["loc"]))
-            came = f" (got {part['input']!r})" if where else ""
-            said.append(f"{where + ': ' if where else ''}{part['msg'].removeprefix('Value error, ')}{came}")
-        return "; ".join(said)
-    return str(error)
+class Help(argparse.HelpFormatter):
+    """Lines of at most a hundred characters, and room for the names of options."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns - 2, 100))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # "ablate-largest" is one word
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, **more: Any):
+        super().__init__(formatter_class=Help, allow_abbrev=False, **more)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+    def unknown(self, rest: Sequence[str]) -> NoReturn:
+        """Refuses words that mean nothing here, and names what they may have been meant for."""
+        from difflib import get_close_matches
+
+        word = next((word for word in rest if word.startswith("-")), None)
+        if word is None:
+            self.error(f"does not know what to do with {rest[0]!r}")
+        word = word.split("=")[0]
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        close = get_close_matches(word, known, 1, cutoff=0.7)
+        self.error(f"no option {word}; " + (f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"))
+
+
+class StudyHelp(argparse.Action):
+    """`lesion run --help` is answered here, `lesion run STUDY --help` once the study is known."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+        if namespace.study is None:
+            parser.print_help()
+            parser.exit()
+        namespace.help = True
+
+
+def parser() -> Parser:
     """Everything but the options of the studies, which each study brings itself."""
-    top = argparse.ArgumentParser(
+    from lesion import __version__
+
+    top = Parser(
         prog="lesion",
         description="Controlled interventions on language models: damage, measure, undo, say whether it mattered.",
-        allow_abbrev=False,
+        epilog="`lesion COMMAND --help` says more. Exit codes: 0 done, 1 something failed, 2 wrong input, 130 interrupted.",
     )
-    top.add_argument("--version", action="version", version=_version())
+    top.add_argument("--version", action="version", version=f"lesion {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, **more: Any) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=what, description=what, allow_abbrev=False, **more)
-        made.add_argument(
-            "--lab",
-            type=Path,
-            default=Path(os.environ.get("LESION_LAB", "lab")),
-            help="directory (default: ./lab or $LESION_LAB)",
-        )
-        made.add_argument("--verbosity", choices=VERBOSITY, default="normal", help="how much is said on the terminal")
+    def command(name: str, what: str, **more: Any) -> Parser:
+        made: Parser = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", **more)
+        made.set_defaults(parser=made)
+        shared(made, name)
         return made
 
     names = ", ".join(_studies())
@@ -89,60 +131,129 @@ def parser() -> argparse.ArgumentParser:
         ("plan", "say what a run would do and cost, without doing it"),
         ("report", "answer a study from what is in the lab"),
     ):
-        made = command(
-            name, what, epilog=f"studies: {names}. `lesion {name} STUDY --help` lists its options.", add_help=False
+        more = (
+            f"`lesion {name} STUDY --help` lists the options of a study. run, plan and report understand the same ones."
         )
-        made.add_argument("study", nargs="?", metavar="STUDY", help=f"one of: {names}")
-        made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-        made.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads (default: all cores)")
-        made.add_argument("-h", "--help", action="store_true", help="this help, and that of the study")
-        if name == "run":
-            made.add_argument("--force", action="store_true", help="take every reading of this study again")
+        made = command(name, what, usage=f"lesion {name} STUDY [options]", epilog=more, add_help=False)
+        made.add_argument("study", metavar="STUDY", help=f"one of: {names}")
+        made.add_argument("-h", "--help", action=StudyHelp, nargs=0, default=False, help="this help")
     command("status", "what a lab holds: states, readings, rows, failures")
-    shown = command("show", "one state, reading or failure, by the beginning of its key")
-    shown.add_argument("key", metavar="KEY")
+    shown = command("show", "one state, reading or failure")
+    shown.add_argument("key", metavar="KEY", help="its key, or the beginning of it; `lesion status` lists states")
     exported = command("export", "write something out of the lab")
     exported.add_argument(
-        "what", metavar="WHAT", help="`rows` (sorted JSON lines), or the key of a state (a transformers directory)"
+        "what",
+        metavar="WHAT",
+        help="`rows` (all that was read, as sorted JSON lines without timings), or the key of a state (as a transformers "
+        "directory)",
     )
-    exported.add_argument(
-        "to", metavar="TO", type=Path, help="file or directory that does not exist yet; `-` is the terminal"
-    )
+    exported.add_argument("to", metavar="TO", help="file or directory that does not exist yet; `-` prints rows")
     return top
 
 
+def shared(made: argparse._ActionsContainer, command: str) -> None:
+    """Options that are not a study's own. What one of run, plan and report has no use for it takes without a word, so
+    that the same line serves all three."""
+
+    def option(name: str, *serves: str, help: str, **more: Any) -> None:
+        if command in serves or command in ("run", "plan", "report"):
+            made.add_argument(name, help=help if command in serves else argparse.SUPPRESS, **more)
+
+    made.add_argument(
+        "--lab",
+        type=_directory,
+        metavar="DIR",
+        default=os.environ.get("LESION_LAB") or "lab",
+        help="where everything is kept (default: $LESION_LAB, else ./lab)",
+    )
+    told = f"how much is said: {', '.join(VERBOSITY)} (default: normal)"
+    option("--verbosity", "run", "report", "status", help=told, metavar="HOW", choices=VERBOSITY, default="normal")
+    option("--device", "run", help="cpu, cuda, cuda:1, mps (default: cpu)", metavar="NAME", default="cpu")
+    all_of_them = "processor threads; 0: as many as there are (default: 0)"
+    option("--threads", "run", "plan", help=all_of_them, metavar="N", type=_count, default=0)
+    option("--force", "run", "plan", help="take every reading of the study again", action="store_true")
+
+
 def parse_study(options: argparse.Namespace, rest: list[str]) -> Study:
-    """The study named on the command line, with its options."""
-    import tyro
+    """The study named on the command line, with its options. Raises ValueError for an option that makes no sense."""
+    from pydantic import ValidationError
 
     from lesion.study import study
 
-    top = parser()
-    subparser = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices[options.command]
-    if options.study is None:
-        subparser.print_help()
-        sys.exit(OK if options.help else WRONG_INPUT)
-    made = study(options.study)
+    named = study(options.study)
+    called = f"lesion {options.command} {named.name}"
+    made = Parser(prog=called, usage=f"{called} [options]", description=named.__doc__, add_help=False)
+    own = made.add_argument_group("the study")
+    for name, field in named.model_fields.items():
+        _option(own, name, field)
+    manner = made.add_argument_group("how it is run")
+    shared(manner, options.command)
+    manner.add_argument("-h", "--help", action="help", help="this help")
     if options.help:
-        print("shared options:")
-        subparser.print_usage()
-    return tyro.cli(
-        made,
-        args=[*rest, *(["--help"] if options.help else [])],
-        prog=f"lesion {options.command} {options.study}",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+        made.print_help()
+        made.exit()
+    given, unknown = made.parse_known_args(rest)
+    if unknown:
+        made.unknown(unknown)
+    try:
+        return named.model_validate({name: getattr(given, name) for name in named.model_fields if name in given})
+    except ValidationError as error:
+        raise ValueError(in_words(error, named)) from None
+
+
+def _option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    """A field of a spec as an option. Its words stay strings: pydantic knows better what may become of them."""
+    kinds = get_args(field.annotation) if type(None) in get_args(field.annotation) else (field.annotation,)
+    (kind,) = (kind for kind in kinds if kind is not type(None))
+    many = get_origin(kind) is tuple
+    single = get_args(kind)[0] if many else kind
+    choices = get_args(single) if get_origin(single) is Literal else ()
+    assert choices or single in (str, int, float, bool), f"no way to write {name}: {field.annotation} on a command line"
+    default = field.get_default(call_default_factory=False)
+    said = "; ".join(filter(None, [field.description, f"one of: {', '.join(map(str, choices))}" if choices else ""]))
+    if field.is_required():
+        said += " (required)"
+    elif default not in (None, ()):
+        words = default if many else (default,)
+        said += f" (default: {' '.join(shlex.quote(str(word)) for word in words)})"
+    how: dict[str, Any] = {"metavar": {int: "N", float: "X"}.get(single, name.upper())}
+    if many:
+        how |= {"nargs": "+", "action": "extend"}
+    if kind is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    group.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=said.replace("%", "%%"), **how)
+
+
+def in_words(error: ValueError, spec: type[Study] | None = None) -> str:
+    """An error on one line. Of pydantic's: where, what was expected and what came, without addresses."""
+    if not hasattr(error, "errors"):
+        return " ".join(str(error).split("\n"))
+    said = []
+    for part in error.errors():
+        where = ".".join(map(str, part["loc"]))
+        if part["loc"] and spec is not None and part["loc"][0] in spec.model_fields:
+            where = f"--{part['loc'][0].replace('_', '-')}"
+        what = part["msg"].removeprefix("Input ").removeprefix("Value error, ").split(", unable to parse")[0]
+        came = f", not {part['input']!r}" if where else ""
+        said.append(f"{where} {what}{came}".strip())
+    return "; ".join(dict.fromkeys(said))
+
+
+def _directory(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a directory, got nothing")
+    return Path(text).expanduser()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
+    return int(text)
 
 
 def _studies() -> list[str]:
     folder = Path(__file__).parent / "studies"
     return sorted(p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.stem.startswith("_"))
-
-
-def _version() -> str:
-    from lesion import __version__
-
-    return f"lesion {__version__}"
 
 
 if __name__ == "__main__":

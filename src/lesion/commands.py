@@ -6,51 +6,52 @@ import argparse
 import json
 import logging
 import os
+import re
+import secrets
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lesion.cli import FAILED, OK, parse_study
 
 if TYPE_CHECKING:
     import polars as pl
-    from rich.console import Console
 
     from lesion.store import Store
     from lesion.study import Answer
 
+KEY = 12  # digits of a key that are shown
+LISTED = 20  # states that `status` lists before it is asked for all
+LOGS = 32  # so many logs of runs that are over become one
+
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     from lesion.lab import Lab
+    from lesion.plan import check
     from lesion.progress import Progress
     from lesion.study import write_report
 
     asked = parse_study(options, rest)
     _threads(options)
+    _check_device(options.device)
     readings = asked.readings()
     lab = Lab(options.lab, device=options.device)
     with Progress(options.verbosity) as progress:
         store = lab.open()
-        progress.start(store, readings, options.force)
-        with _run_log(store):
-            logging.getLogger("lesion").debug("lesion %s", json.dumps(asked.to_json(), ensure_ascii=False))
-            lab.tell = progress.tell
-            lab.take(readings, options.force, store)
+        if missing := progress.start(store, readings, options.force):
+            check(missing)
+            with _run_log(store):
+                logging.getLogger("lesion").debug("%s %s", options.command, json.dumps(asked.to_json()))
+                lab.tell = progress.tell
+                lab.take(readings, options.force, store)
     answer, page = write_report(store, asked)
     _print_answer(answer, page, options.verbosity)
-    return FAILED if answer.missing else OK
-
-
-def report(options: argparse.Namespace, rest: list[str]) -> int:
-    from lesion.store import Store
-    from lesion.study import write_report
-
-    asked = parse_study(options, rest)
-    store = Store(options.lab)
-    if not store.index.seals:
-        raise ValueError(f"no readings in the lab {options.lab}; `lesion run {options.study}` takes them")
-    answer, page = write_report(store, asked)
-    _print_answer(answer, page, options.verbosity)
-    return FAILED if answer.missing else OK
+    return FAILED if answer.missing or progress.failures else OK
 
 
 def plan(options: argparse.Namespace, rest: list[str]) -> int:
@@ -59,171 +60,269 @@ def plan(options: argparse.Namespace, rest: list[str]) -> int:
 
     asked = parse_study(options, rest)
     _threads(options)
-    console = _console()
-    for name, value in make(asked.readings(), Store(options.lab), options.device).items():
-        console.print(f"[bold]{name:<22}[/] {value}", highlight=False)
+    _check_device(options.device)
+    for name, value in make(asked.readings(), Store(options.lab), options.force).items():
+        say(f"{name:<10} {value}")
     return OK
 
 
-def status(options: argparse.Namespace, rest: list[str]) -> int:
-    from lesion.trial import Trial
+def report(options: argparse.Namespace, rest: list[str]) -> int:
+    from lesion.store import Store
+    from lesion.study import write_report
 
-    store, console = _existing(options), _console()
+    asked = parse_study(options, rest)
+    store = Store(options.lab)
+    readings = asked.readings()
+    there = sum(reading.key in store.index.seals for reading in readings)
+    if not there:
+        raise ValueError(
+            f"none of the {len(readings)} readings of this study is in the lab {options.lab}; "
+            f"`lesion run {asked.name}` with the same options takes them"
+        )
+    answer, page = write_report(store, asked)
+    _print_answer(answer, page, options.verbosity)
+    return FAILED if answer.missing else OK
+
+
+def status(options: argparse.Namespace, rest: list[str]) -> int:
+    store = _existing(options)
     index = store.index
     rows = sum(seal.n for seal in index.seals.values())
     files = sum(len(names) for _, _, names in os.walk(options.lab))
-    console.print(f"{options.lab}: {len(index.states)} states, {len(index.seals)} readings, {rows} rows, {files} files")
+    say(f"{options.lab}: {len(index.states)} states, {len(index.seals)} readings, {rows} rows, {files} files")
     by_measure: dict[str, list[float]] = {}
     for seal in index.seals.values():
         by_measure.setdefault(seal.measure["is"].removeprefix("measure/"), []).append(seal.duration)
     for name, durations in sorted(by_measure.items()):
-        console.print(f"  {name}: {len(durations)} readings, {sum(durations):.1f} s of work")
+        say(f"  {name}: {len(durations)} readings, {sum(durations):.1f} s of work")
+    if options.verbosity != "quiet":
+        taken = Counter(seal.state for seal in index.seals.values())
+        most = len(index.states) if options.verbosity == "verbose" else LISTED
+        for key, state in list(index.states.items())[:most]:
+            say(f"  {key[:KEY]}  {taken[key]} readings of {_sentence(state['trial'])}")
+        if len(index.states) > most:
+            say(f"  … {len(index.states) - most} states more: --verbosity verbose lists them")
     for reading, takes in index.begun.items():
-        rows_there = max(len(items) for items in takes.values())
-        console.print(f"  begun: reading {reading[:12]}, {rows_there} rows; the same command finishes it")
+        there = max(len(items) for items in takes.values())
+        say(f"  begun: reading {reading[:KEY]}, {there} rows; the command that began it finishes it")
     for of, failure in index.failures.items():
-        state = index.states.get(of)
-        what = str(Trial.from_json(state["trial"])) if state else of[:12]
-        console.print(f"  [red]failed[/]: {what}: {failure['error']}", highlight=False)
+        failed = index.states.get(of)
+        what = f" ({_sentence(failed['trial'])})" if failed else ""
+        say(f"  failed: {of[:KEY]}{what}: {failure['error']}", style="red")
     return OK
 
 
 def show(options: argparse.Namespace, rest: list[str]) -> int:
-    store, console = _existing(options), _console()
+    store = _existing(options)
     index = store.index
-    known: dict[str, Any] = {**index.states, **index.seals, **index.failures}
-    key = _match(options.key, known)
+    key = _match(options.key, {**index.states, **index.seals, **index.begun, **index.failures})
     if key in index.states:
         state = index.states[key]
-        console.print_json(json.dumps({"trial": state["trial"], "ledger": state["ledger"]}))
+        say(json.dumps({"state": key, "trial": state["trial"], "ledger": state["ledger"]}, indent=2))
         for seal in index.seals.values():
             if seal.state == key:
-                console.print(
-                    f"reading {seal.reading[:12]} {seal.measure['is']}: {json.dumps(seal.summary)}", highlight=False
-                )
+                say(f"reading {seal.reading[:KEY]}  {seal.measure['is']}: {json.dumps(seal.summary)}")
     if key in index.seals:
         seal = index.seals[key]
-        console.print_json(json.dumps({"measure": seal.measure, "state": seal.state, "summary": seal.summary}))
-        _print_frame(console, store.table([key]).drop("reading", "measure"), most=20)
+        told = {"reading": key, "state": seal.state, "measure": seal.measure, "summary": seal.summary}
+        say(json.dumps(told, indent=2, ensure_ascii=False))
+        _print_frame(store.table([key]).drop("reading", "measure"), most=LISTED)
+    if key in index.begun and key not in index.seals:
+        say(f"reading {key} is begun: {max(map(len, index.begun[key].values()))} rows, no seal yet")
     if key in index.failures:
-        console.print(index.failures[key]["trace"], highlight=False, markup=False)
+        say(index.failures[key]["trace"])
     return OK
 
 
 def export(options: argparse.Namespace, rest: list[str]) -> int:
-    store = _existing(options)
-    if options.what == "rows":
-        if str(options.to) == "-":
-            sys.stdout.buffer.writelines(store.canonical())
-            return OK
-        with options.to.open("xb") if not options.to.exists() else _refuse(options.to) as file:
-            file.writelines(store.canonical())
+    store, target = _existing(options), Path(options.to).expanduser()
+    if options.what == "rows" and options.to == "-":
+        sys.stdout.buffer.writelines(store.canonical())
+        sys.stdout.buffer.flush()
         return OK
-    if options.to.exists():
-        _refuse(options.to)
+    if os.path.lexists(target):
+        _refuse(target)
+    if not target.parent.is_dir():
+        raise ValueError(f"no folder {target.parent} to write {target.name!r} into")
+    aside = target.with_name(f".{target.name}-{secrets.token_hex(3)}")
+    try:
+        if options.what == "rows":
+            with aside.open("xb") as file:
+                file.writelines(store.canonical())
+        else:
+            _save_state(store, options.what, aside)
+        if os.path.lexists(target):  # somebody else was faster
+            _refuse(target)
+        aside.rename(target)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+    say(f"wrote {target}")
+    return OK
+
+
+def _save_state(store: Store, beginning: str, folder: Path) -> None:
+    """Makes a state again, proves it by the digest in its ledger, and writes it as a transformers directory."""
     from lesion.trial import Trial
     from lesion.walk import Walk
 
-    key = _match(options.what, store.index.states)
-    specimen = Walk(store).materialise(Trial.from_json(store.index.states[key]["trial"]))
-    specimen.model.save_pretrained(options.to)
+    key = _match(beginning, store.index.states)
+    state = store.index.states[key]
+    specimen = Walk(store).materialise(Trial.from_json(state["trial"]))
+    now, then = specimen.ledger[-1]["after"], state["ledger"][-1]["after"]
+    if now != then:
+        raise ValueError(
+            f"state {key[:KEY]} comes out with digest {now} here, but {then} was read: another machine or version?"
+        )
+    specimen.model.save_pretrained(folder)
     saved = specimen.processor or specimen.tokenizer
     if saved is not None:
-        saved.save_pretrained(options.to)
-    (options.to / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
-    _console().print(f"wrote {options.to}: {specimen.trial}", highlight=False)
-    return OK
+        saved.save_pretrained(folder)
+    (folder / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- small things
 
 
-def _refuse(path: Any) -> Any:
+def _refuse(path: Path) -> NoReturn:
     raise ValueError(f"{path} exists already; nothing was overwritten")
 
 
 def _existing(options: argparse.Namespace) -> Store:
     from lesion.store import Store
 
-    if not (options.lab / "log").is_dir():
-        raise ValueError(f"{options.lab} is no lab: it has no log; name another with --lab")
-    return Store(options.lab)
+    store = Store(options.lab)
+    if not store.log.is_dir():
+        raise ValueError(f"no lab at {options.lab}: `lesion run` makes one; name another with --lab")
+    return store
+
+
+def _sentence(trial: dict[str, Any]) -> str:
+    """A trial's JSON as a sentence. It need not be a trial that this version can take, and nothing heavy is imported."""
+    said = []
+    for part in (trial["subject"], *trial["steps"]):
+        fields = {k: v for k, v in part.items() if k not in ("is", "version") and v not in (None, {}, [])}
+        said.append(f"{part['is'].split('/')[1]}({', '.join(f'{k}={v}' for k, v in fields.items())})")
+    return " >> ".join(said)
 
 
 def _match(beginning: str, known: dict[str, Any]) -> str:
     found = [key for key in known if key.startswith(beginning)]
     if len(found) != 1:
-        some = ", ".join(k[:12] for k in list(known)[:8])
+        some = ", ".join(key[:KEY] for key in (found or list(known))[:8])
         what = f"{len(found)} keys begin with {beginning!r}" if found else f"no key begins with {beginning!r}"
-        raise ValueError(f"{what}; there are {len(known)}: {some}…")
+        raise ValueError(f"{what}; there are: {some or 'none at all'}{', …' if len(found or known) > 8 else ''}")
     return found[0]
 
 
 def _threads(options: argparse.Namespace) -> None:
     import torch
 
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    torch.set_num_threads(options.threads or len(allowed))
 
 
-def _run_log(store: Store) -> logging.FileHandler | Any:
-    """A log file for this run, beside its segment."""
-    from contextlib import contextmanager
+def _check_device(name: str) -> None:
+    import torch
 
-    @contextmanager
-    def handled() -> Any:
-        store.log.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(store.log / f"{store.writer}.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger = logging.getLogger("lesion")
-        logger.setLevel(logging.DEBUG)
-        logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            handler.close()
-
-    return handled()
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name not in there:
+        raise ValueError(f"no device {name!r} on this machine; there are: {', '.join(there)}")
 
 
-def _console() -> Console:
-    from rich.console import Console
+@contextmanager
+def _run_log(store: Store) -> Iterator[None]:
+    """A log file for this run, beside its segment. Those of runs that are over become one once they are many."""
+    store.log.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(store.log / f"{store.writer}.log", encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("lesion")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        _gather_logs(store.log, store.writer)
 
-    return Console(width=None if sys.stdout.isatty() else 140)
+
+def _gather_logs(folder: Path, writer: str) -> None:
+    """Appends the logs of runs that are over, and whose segments are compacted already, to runs.log."""
+    over = [path for path in sorted(folder.glob("*-*-*-*.log")) if _is_over(path, writer)]
+    if len(over) < LOGS:
+        return
+    with (folder / "runs.log").open("ab") as file:
+        for path in over:
+            aside = path.with_suffix(f".{secrets.token_hex(3)}")
+            try:
+                path.rename(aside)  # of two processes only one can
+            except FileNotFoundError:
+                continue
+            file.write(f"== {path.stem}\n".encode() + aside.read_bytes())
+            aside.unlink()
 
 
-def _print_answer(answer: Answer, page: Any, verbosity: str) -> None:
-    console = _console()
+def _is_over(path: Path, writer: str) -> bool:
+    import psutil
+
+    if path.with_suffix(".jsonl").exists():
+        return False
+    _, host, process, _ = path.stem.split("-")
+    if host == writer.split("-")[1]:
+        return not psutil.pid_exists(int(process))
+    return time.time() - path.stat().st_mtime > 24 * 3600
+
+
+def _print_answer(answer: Answer, page: Path, verbosity: str) -> None:
     if verbosity != "quiet":
-        console.print(f"\n[bold]{answer.question}[/]", highlight=False)
+        say(f"\n{answer.question}", style="bold")
         for sentence in answer.sentences:
-            console.print(f"  {sentence}", highlight=False, markup=False)
-    _print_frame(console, answer.summary)
+            say(f"  {sentence}")
+    _print_frame(answer.summary)
     if verbosity != "quiet":
         for note in answer.notes:
-            console.print(f"  · {note}", highlight=False, markup=False)
-    console.print(f"report: {page}", highlight=False)
+            say(f"  · {note}")
+    say(f"report: {page}")
 
 
-def _print_frame(console: Console, frame: pl.DataFrame, most: int = 200) -> None:
-    """A frame as a table; columns x, x_low, x_high stand together as "x [low, high]"."""
+def _print_frame(frame: pl.DataFrame, most: int = 200) -> None:
+    """A frame as a table, or as a line for each cell where it is far too wide; x, x_low, x_high are "x [low, high]"."""
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
     names = [name for name in frame.columns if not name.endswith(("_low", "_high"))]
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for name in names:
-        table.add_column(name, justify="right" if frame.schema[name].is_numeric() else "left", overflow="fold")
-    for row in frame.head(most).iter_rows(named=True):
-        cells = []
-        for name in names:
-            text = _shown(row[name])
-            if row.get(f"{name}_low") is not None:
-                text += f" [{_shown(row[f'{name}_low'])}, {_shown(row[f'{name}_high'])}]"
-            cells.append(text.replace("[", r"\["))
-        table.add_row(*cells)
-    console.print(table, highlight=False)
+        table.add_column(Text(name), justify="right" if frame.schema[name].is_numeric() else "left", overflow="fold")
+    lines = [[_cell(row, name) for name in names] for row in frame.head(most).iter_rows(named=True)]
+    for cells in lines:
+        table.add_row(*map(Text, cells))
+    console = Console()
+    needed = console.measure(table, options=console.options.update_width(100_000)).maximum
+    if not console.is_terminal:
+        Console(width=max(needed, 1)).print(table, soft_wrap=True)
+    elif needed <= 2 * console.width:
+        console.print(table)
+    else:
+        for cells in lines:
+            say("")
+            for name, cell in zip(names, cells, strict=True):
+                say(f"{name:>{max(map(len, names))}}  {cell}")
     if frame.height > most:
-        console.print(f"… {frame.height - most} more")
+        say(f"… {frame.height - most} more")
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    text = _shown(row[name]) + (f" [{_shown(low)}, {_shown(high)}]" if low is not None else "")
+    return visible(text).replace("\n", "\\n")
 
 
 def _shown(value: Any) -> str:
@@ -232,3 +331,19 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value)
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for the terminal, wrapped there and nowhere else."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    console.print(Text(visible(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def visible(text: str) -> str:
+    """What a model wrote is data: control characters, and those that turn the direction of writing, by their number."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text
+    )

@@ -26,7 +26,6 @@ PACK_LIMIT = (
     4 * 2**30
 )  # bytes of weights up to which a packed copy is made; a constant, so that results do not depend on load
 COLUMNS = 32  # the cache grows by so many positions
-Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 class SlotCache(Cache):
@@ -47,6 +46,7 @@ class SlotCache(Cache):
     def turn_to(self, slots: torch.Tensor, at: torch.Tensor) -> None:
         """Says which rows the next forward is about, and at which columns [len(slots), T] its tokens are."""
         self.slots, self.at = slots, at
+        self._place: dict[int, torch.Tensor] = {}
         self.whole = len(slots) == self.rows and bool((slots[1:] > slots[:-1]).all())
 
     def reserve(self, columns: int) -> None:
@@ -77,12 +77,22 @@ class SlotCache(Cache):
             self.keys.append(key_states.new_zeros(shape))
             self.values.append(value_states.new_zeros((*shape[:3], value_states.shape[3])))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.whole and key_states.shape[2] == 1:
+            index = self._places(key_states.shape[1])
+            for whole, new in ((keys, key_states), (values, value_states)):
+                whole.view(-1, whole.shape[-1]).index_copy_(0, index, new.reshape(-1, whole.shape[-1]))
+            return keys, values
         index = self.slots[:, None], slice(None), self.at
         keys[index] = key_states.transpose(1, 2)
         values[index] = value_states.transpose(1, 2)
-        if self.whole:
-            return keys, values
-        return keys[self.slots], values[self.slots]
+        return (keys, values) if self.whole else (keys[self.slots], values[self.slots])
+
+    def _places(self, heads: int) -> torch.Tensor:
+        """Where the one new token of every row and head lies in the flattened cache [B·H·S]; the same in all layers."""
+        if heads not in self._place:
+            first = torch.arange(self.rows * heads, device=self.at.device) * self.columns
+            self._place[heads] = (first.view(self.rows, heads) + self.at).view(-1)
+        return self._place[heads]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.columns
@@ -168,103 +178,96 @@ def inference(model: PreTrainedModel, rows: int = 64) -> Iterator[None]:
 
 def _arrange(model: nn.Module, rows: int, patched: list[nn.Module]) -> None:
     pack = sum(p.numel() * p.element_size() for p in model.parameters()) <= PACK_LIMIT
-    fused: set[int] = set()
+    done: set[nn.Module] = set()
     for module in model.modules():
-        if id(module) in fused or not _plain(module):
+        if module in done or not _plain(module):
             continue
-        kind, forward = type(module).__name__, None
-        if kind in _ATTENTION and all(_is_linear(m) for m in (module.q_proj, module.k_proj, module.v_proj)):
-            fused.update(map(id, (module.q_proj, module.k_proj, module.v_proj)))
-            forward = _attention(_linear([module.q_proj, module.k_proj, module.v_proj], rows, pack))
-        elif kind in _MLP and _is_linear(module.gate_proj) and _is_linear(module.up_proj):
-            fused.update(map(id, (module.gate_proj, module.up_proj)))
-            forward = _gated(_linear([module.gate_proj, module.up_proj], rows, pack))
-        elif kind in _NORM:
-            forward = _rms_norm
+        forward = None
+        if type(module).__name__ in _LAYERS and all(map(_plain, module.modules())):
+            done.update(module.modules())
+            forward = _layer(module, rows, pack)
         elif _is_linear(module):
-            forward = _single(_linear([module], rows, pack))
+            product = _linear([module], rows, pack)
+            forward = lambda self, input, product=product: product(input)  # noqa: E731
         if forward is not None:
             module.forward = types.MethodType(forward, module)
             patched.append(module)
 
 
-# Exactly these classes of transformers have the layout that the fused forwards below assume.
-_ATTENTION = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
-_MLP = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
-_NORM = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
+# Exactly these classes of transformers compute what `_layer` computes.
+_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
 def _plain(module: nn.Module) -> bool:
-    """True where nobody has hooked, parametrized or patched the module."""
+    """True where nobody has hooked, parametrized, wrapped or patched the module."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    home = type(module).__module__
-    return (
-        not hooks
-        and "forward" not in module.__dict__
-        and home.startswith(("transformers.models.", "torch.nn.modules."))
-    )
+    ours = type(module).__module__.startswith(("transformers.", "torch.nn.modules."))
+    return not hooks and ours and "forward" not in module.__dict__ and "parametrizations" not in module._modules
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and _plain(module) and module.weight.dtype in (torch.float32, torch.bfloat16)
+    return type(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
 
 
-def _linear(modules: list[nn.Linear], rows: int, pack: bool) -> Linear:
-    """x ↦ x·[W₁; W₂; …]ᵀ + [b₁; b₂; …] as one oneDNN product."""
-    weights = [m.weight.detach() for m in modules]
-    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    if len(weights) > 1 and not pack:
+def _linear(modules: list[nn.Linear], rows: int, pack: bool) -> Callable[..., torch.Tensor]:
+    """x ↦ x·[W₁; W₂; …]ᵀ + [b₁; b₂; …] as one oneDNN product, and (x, y) ↦ the same + y."""
+    if len(modules) > 1 and not pack:  # stacking would copy the weights for nothing
         parts = [_linear([m], rows, pack) for m in modules]
         return lambda x: torch.cat([part(x) for part in parts], -1)
-    biases = [m.bias for m in modules if m.bias is not None]
-    bias = torch.cat([b.detach() for b in biases]) if len(biases) == len(modules) else None
+    weight = torch.cat([m.weight.detach() for m in modules]) if len(modules) > 1 else modules[0].weight.detach()
+    biases = [m.bias.detach() for m in modules if m.bias is not None]
+    assert len(biases) in (0, len(modules)), "projections that read the same input have biases all or none"
+    bias = torch.cat(biases) if biases else None
     if pack:
         weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     product = torch.ops.mkldnn._linear_pointwise
-    return lambda x: product(x, weight, bias, "none", [], "")
+
+    def multiply(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return product(x, weight, bias, "none", [], "") if y is None else product(x, y, weight, bias, "add")
+
+    return multiply
 
 
-def _single(linear: Linear) -> Callable[..., Any]:
-    return lambda self, input: linear(input)
+def _layer(module: Any, rows: int, pack: bool) -> Callable[..., torch.Tensor]:
+    """A pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms, half-split rotation of queries and
+    keys (Su et al. 2021), grouped heads and a gated mlp. Projections of the same input are one product, queries and
+    keys are rotated together, and each residual sum is part of the product before it."""
+    attention, mlp = module.self_attn, module.mlp
+    project = _linear([attention.q_proj, attention.k_proj, attention.v_proj], rows, pack)
+    output, gate_up, down = (
+        _linear(some, rows, pack) for some in ([attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])
+    )
+    d = attention.head_dim
+    heads, groups = attention.q_proj.out_features // d, attention.k_proj.out_features // d
+    first, second = module.input_layernorm, module.post_attention_layernorm
 
-
-def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    return F.rms_norm(hidden_states, (hidden_states.shape[-1],), self.weight, self.variance_epsilon)
-
-
-def _gated(linear: Linear) -> Callable[..., Any]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        gate, up = linear(x).chunk(2, -1)
-        return self.down_proj(self.act_fn(gate).mul_(up))
-
-    return forward
-
-
-def _attention(linear: Linear) -> Callable[..., Any]:
-    """Projections in one product, rotation of queries and keys together (Su et al. 2021, half-split), then attention."""
+    def norm(x: torch.Tensor, how: Any) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), how.weight, how.variance_epsilon)
 
     def forward(
         self: Any,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        b, t, _ = hidden_states.shape
-        d = self.head_dim
-        groups = self.k_proj.out_features // d
-        heads = self.q_proj.out_features // d
-        qkv_BTHD = linear(hidden_states).view(b, t, heads + 2 * groups, d)
-        cos, sin = (x[:, :, None] for x in position_embeddings)  # [B, T, 1, D]
+    ) -> torch.Tensor:
+        assert position_embeddings is not None
+        x = hidden_states
+        b, t, _ = x.shape
+        qkv_BTHD = project(norm(x, first)).view(b, t, heads + 2 * groups, d)
+        cos, sin = (part[:, :, None] for part in position_embeddings)  # [B, T, 1, D]
         qk = qkv_BTHD[:, :, : heads + groups]
-        left, right = qk[..., : d // 2], qk[..., d // 2 :]
-        qk = torch.addcmul(qk * cos, torch.cat((-right, left), -1), sin).transpose(1, 2)
-        query, key = qk[:, :heads], qk[:, heads:]
-        value = qkv_BTHD[:, :, heads + groups :].transpose(1, 2)
+        turned = torch.cat((-qk[..., d // 2 :], qk[..., : d // 2]), -1)
+        qk = torch.addcmul(qk * cos, turned, sin).transpose(1, 2)
+        query, key, value = qk[:, :heads], qk[:, heads:], qkv_BTHD[:, :, heads + groups :].transpose(1, 2)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        out, _ = grouped_attention(self, query, key, value, attention_mask, scaling=self.scaling)
-        return self.o_proj(out.reshape(b, t, -1)), None
+            key, value = past_key_values.update(key, value, attention.layer_idx)
+        out, _ = grouped_attention(attention, query, key, value, attention_mask, scaling=attention.scaling)
+        x = output(out.reshape(b, t, -1), x)
+        gate, up = gate_up(norm(x, second)).chunk(2, -1)
+        return down(mlp.act_fn(gate).mul_(up), x)
 
     return forward

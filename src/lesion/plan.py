@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import takewhile
 
+from lesion.digest import named_tensors
 from lesion.store import Store
 from lesion.trial import Reading, Specimen, Step, Subject, Trial
 
@@ -14,14 +16,14 @@ PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers before any model
 PROBE_SIDE = 768
 
 
-def plan(readings: Sequence[Reading], store: Store, device: str = "cpu") -> dict[str, str]:
+def plan(readings: Sequence[Reading], store: Store, force: bool = False) -> dict[str, str]:
     """Counts, time, memory and disk, as lines to print. Raises ValueError for an address that does not exist."""
-    missing = [r for r in readings if store.next_take(r.key) is not None]
+    missing = [r for r in readings if store.next_take(r.key, force) is not None]
     asked: Counter[str] = Counter(r.measure.name for r in readings)
     lacking: Counter[str] = Counter(r.measure.name for r in missing)
     lines = {
         "states": f"{len({r.trial.key for r in readings})}, of which {len({r.trial.key for r in missing})} must be visited",
-        "readings": ", ".join(f"{n} {name} ({lacking[name]} missing)" for name, n in asked.items()),
+        "readings": ", ".join(f"{n} of {name} ({lacking[name]} to take)" for name, n in asked.items()),
     }
     if not missing:
         return {**lines, "time": "nothing to do"}
@@ -33,10 +35,16 @@ def plan(readings: Sequence[Reading], store: Store, device: str = "cpu") -> dict
     rows = sum(size[0] for size in known)
     lines["items"] = f"{rows} rows, {sum(size[1] for size in known):,} tokens through the model, roughly"
     lines["time"] = _time(missing, sizes, store)
-    lines |= _memory(missing)
+    lines["memory"] = _memory(missing)
     kept = len({step.key for r in missing for step in r.trial.steps if step.keeps})
     lines["disk"] = f"{_bytes(rows * ROW_BYTES)} of readings" + (f", {kept} kept states" if kept else "")
     return lines
+
+
+def check(readings: Sequence[Reading]) -> None:
+    """Resolves every address on models without weights. Raises ValueError for one that does not exist."""
+    for subject in _subjects(readings):
+        _addresses(subject, readings)
 
 
 def _time(missing: Sequence[Reading], sizes: dict[str, tuple[int, int] | None], store: Store) -> str:
@@ -83,30 +91,48 @@ def _parameters(subject: Subject) -> int:
     return int(_cache[subject.key])
 
 
-def _memory(missing: Sequence[Reading]) -> dict[str, str]:
-    """Weights, a packed copy for a processor, and the undo copies along the deepest sentence."""
-    lines: dict[str, str] = {}
-    for subject in {r.trial.subject.key: r.trial.subject for r in missing}.values():
-        outline = subject.outline()
-        weights = sum(p.numel() * p.element_size() for p in outline.parameters())
-        specimen = Specimen(model=outline, tokenizer=None, trial=Trial(subject=subject))
-        sizes = {name: p.numel() * p.element_size() for name, p in outline.named_parameters()}
-        touched: dict[tuple[type[Step], str], int] = {}
-        deepest = 0
-        for reading in missing:
-            undo = 0
-            for step in reading.trial.steps:
-                sign = type(step), str(getattr(step, "site", ""))
-                if not step.keeps and sign not in touched:
-                    touched[sign] = sum(sizes[name] for name in step.touches(specimen))
-                undo += touched.get(sign, 0)
-            deepest = max(deepest, undo)
-        total = PROCESS_BYTES + 2 * weights + deepest
-        lines["memory"] = (
-            f"about {_bytes(total)}: weights {_bytes(weights)}, packed again {_bytes(weights)}, undo {_bytes(deepest)}"
+def _memory(missing: Sequence[Reading]) -> str:
+    """Weights, a packed copy for a processor, and the undo copies along the deepest sentence; of the largest subject."""
+    found = []
+    for subject in _subjects(missing):
+        weights = sum(p.numel() * p.element_size() for p in subject.outline().parameters())
+        addresses = _addresses(subject, missing)
+        undo = max(
+            sum(addresses.get(_sign(step), 0) for step in r.trial.steps)
+            for r in missing
+            if r.trial.subject.key == subject.key
         )
-    return lines
+        found.append((PROCESS_BYTES + 2 * weights + undo, weights, undo))
+    total, weights, undo = max(found)
+    return f"about {_bytes(total)}: weights {_bytes(weights)}, packed again {_bytes(weights)}, undo {_bytes(undo)}"
+
+
+def _subjects(readings: Sequence[Reading]) -> list[Subject]:
+    return list({r.trial.subject.key: r.trial.subject for r in readings}.values())
+
+
+def _sign(step: Step) -> tuple[str, str]:
+    """Steps of one sign touch the same tensors."""
+    return step.kind(), str(getattr(step, "site", ""))
+
+
+def _addresses(subject: Subject, readings: Sequence[Reading]) -> dict[tuple[str, str], int]:
+    """Bytes that the in-place steps of a subject touch. What stands after a kept step is left to the walk: such a step may
+    have built a structure that the bare model lacks."""
+    outline = subject.outline()
+    specimen = Specimen(model=outline, tokenizer=None, trial=Trial(subject=subject))
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in named_tensors(outline)}
+    found: dict[tuple[str, str], int] = {}
+    for reading in readings:
+        if reading.trial.subject.key != subject.key:
+            continue
+        for step in takewhile(lambda step: not step.keeps, reading.trial.steps):
+            if _sign(step) not in found:
+                found[_sign(step)] = sum(sizes[name] for name in step.touches(specimen))
+    return found
 
 
 def _bytes(n: float) -> str:
+    if n < 2**20:
+        return f"{n / 2**10:.0f} KiB"
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

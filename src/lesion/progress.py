@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from lesion.store import Store
 from lesion.trial import Reading, describe
 
 LINE_EVERY_S = 10.0
+LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 logger = logging.getLogger("lesion")
 
 
@@ -28,7 +30,7 @@ class Progress:
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal and verbosity != "quiet"
         self.bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -38,49 +40,62 @@ class Progress:
             transient=True,
             disable=not self.live,
         )
-        self.done = self.total = self.failed = 0
+        self.done = self.total = 0
+        self.failures: Counter[str] = Counter()  # by what was said of them
         self.now, self.spoke = "", 0.0
 
     def __enter__(self) -> Self:
         self.bar.__enter__()
         self.began = time.monotonic()
-        self.task = self.bar.add_task("loading", total=None, left="", memory="")
+        self.task = self.bar.add_task("opening the lab", total=None, left="", memory="")
         self._handler = logging.StreamHandler(sys.stderr)
-        self._handler.setLevel(logging.INFO if self.verbosity == "verbose" else logging.WARNING)
+        self._handler.setLevel(LEVELS[self.verbosity])
         self._handler.setFormatter(logging.Formatter("%(message)s"))
+        self._before = logger.level, logger.propagate
         logger.addHandler(self._handler)
+        logger.setLevel(logging.DEBUG)
         logger.propagate = False
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self.bar.__exit__(kind, *error)
         logger.removeHandler(self._handler)
-        if self.total and self.verbosity != "quiet":
-            failed = f", {self.failed} failed" if self.failed else ""
-            self._line(f"{self.done} of {self.total} readings in {_span(time.monotonic() - self.began)}{failed}")
+        logger.setLevel(self._before[0])
+        logger.propagate = self._before[1]
+        if self.total and self.verbosity != "quiet" and kind in (None, KeyboardInterrupt):
+            self._line(f"{self.done} of {self.total} readings in {_span(time.monotonic() - self.began)}")
+            for text, times in self.failures.items():
+                if times > 1:
+                    self._line(f"{times} times: {text}")
 
-    def start(self, store: Store, readings: Sequence[Reading], force: bool) -> None:
-        self.total = sum(store.next_take(r.key, force) is not None for r in readings)
-        if self.total < len(readings) and self.verbosity != "quiet":
-            self._line(f"{len(readings) - self.total} of {len(readings)} readings are in the lab already")
+    def start(self, store: Store, readings: Sequence[Reading], force: bool) -> list[Reading]:
+        """Says what is there already, and returns what is missing."""
+        missing = [r for r in readings if store.next_take(r.key, force) is not None]
+        self.total, there = len(missing), len(readings) - len(missing)
+        if there and self.verbosity != "quiet":
+            nothing = "" if missing else "nothing to do: "
+            self._line(f"{nothing}{there} of {len(readings)} readings are in the lab already")
         self.bar.update(self.task, total=self.total)
+        return missing
 
     def tell(self, what: str, **told: Any) -> None:
         match what:
             case "load":
-                self.now = f"loading {told['trial'].subject.name}"
+                self.now = f"loading {describe(told['trial'].subject)}"
+                logger.debug("%s", self.now)
             case "step":
                 self.now = describe(told["step"])
+                logger.debug("%s", self.now)
             case "rows":
                 self.now = f"{told['measure'].name} {told['done']}/{told['items']}"
             case "seal":
                 self.done += 1
                 logger.debug("%s | %s | %s", told["node"].trial, describe(told["measure"]), told["summary"])
             case "failure":
-                self.failed += 1
-                logger.error("failed: %s: %s", type(told["error"]).__name__, told["error"])
-        if what in ("load", "step"):
-            logger.info("%s", self.now)
+                text = " ".join(f"{type(told['error']).__name__}: {told['error']}".split("\n"))
+                self.failures[text] += 1
+                repeated = self.failures[text] > 1  # said once, counted at the end
+                logger.log(logging.DEBUG if repeated else logging.ERROR, "failed: %s", text)
         left = self._left()
         self.bar.update(self.task, completed=self.done, description=self.now, left=left, memory=_memory())
         if not self.live and self.verbosity != "quiet" and time.monotonic() - self.spoke > LINE_EVERY_S:

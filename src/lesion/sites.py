@@ -185,10 +185,10 @@ def _ranges(text: str | None, site: str) -> tuple[tuple[int, int], ...] | None:
     return tuple(ranges)
 
 
-def _members(ranges: tuple[tuple[int, int], ...], count: int, what: str, term: Term) -> set[int]:
+def _members(ranges: tuple[tuple[int, int], ...], count: int, what: str, where: str, term: Term) -> set[int]:
     for _, last in ranges:  # before anything is counted out: a range may be absurd
         if last >= count:
-            raise ValueError(f"no {what} {last} for site {term.text!r}; there are: 0-{count - 1}")
+            raise ValueError(f"no {what} {last} in {where}, as site {term.text!r} asks; there are: 0-{count - 1}")
     return {i for first, last in ranges for i in range(first, last + 1)}
 
 
@@ -210,7 +210,7 @@ def _select(model: PreTrainedModel, entries: list[_Entry], term: Term) -> Iterat
         if not hits:
             raise ValueError(f"site {term.text!r} asks for layers, but in {_type(model)} {term.role!r} is in none")
         layers = {
-            tower: _members(term.layers, _depth(model, tower), f"layer of the {tower.name} tower", term)
+            tower: _members(term.layers, _depth(model, tower), "layer", f"the {tower.name} tower", term)
             for tower in {entries[line].tower for line in hits}
         }
         hits = [line for line in hits if entries[line].layer in layers[entries[line].tower]]
@@ -219,14 +219,14 @@ def _select(model: PreTrainedModel, entries: list[_Entry], term: Term) -> Iterat
         return
     for line in hits:
         entry, count = entries[line], entries[line].heads
-        if count is None or term.role == "all":
+        if count is None:
             raise ValueError(f"site {term.text!r} asks for heads, which only 'attention' and 'cross' have")
         if term.part is None and entry.tower.heads != entry.tower.kv_heads:
             raise ValueError(
                 f"site {term.text!r} is ambiguous: {_type(model)} has {entry.tower.heads} query and "
                 f"{entry.tower.kv_heads} key-value heads; name parts, as in '{term.role}.query:0+{term.role}.output:0'"
             )
-        yield line, _members(term.heads, count, f"head of {entry.part}", term)
+        yield line, _members(term.heads, count, "head", entry.part, term)
 
 
 def _contents(model: PreTrainedModel) -> list[_Entry]:

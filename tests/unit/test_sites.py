@@ -490,13 +490,17 @@ def test_rows_of_embedding_and_head_are_tokens(make, twin):
         ("t5", "encoder/cross.key", "no site 'encoder/cross.key' in t5"),
         ("t5", "text/mlp", "no site 'text/mlp' in t5"),
         ("llama", "mlp+mpl", "no site 'mpl'"),
-        ("llama", "mlp@3", "no layer of the text tower 3 for site 'mlp@3'; there are: 0-2"),
-        ("llama", "mlp@0-999999999999", "no layer .* 999999999999"),
-        ("t5", "mlp@2", "no layer of the decoder tower 2"),
+        ("llama", "mlp@3", "no layer 3 in the text tower, as site 'mlp@3' asks; there are: 0-2"),
+        ("llama", "mlp@0-999999999999", "no layer 999999999999 in the text tower"),
+        ("t5", "mlp@2", "no layer 2 in the decoder tower"),
         ("llama", "embedding@0", "asks for layers, but in llama 'embedding' is in none"),
         ("t5", "position@0", "'position' is in none"),
-        ("llama", "attention.query:4", "no head of attention.query 4 for site 'attention.query:4'; there are: 0-3"),
-        ("llama", "attention.key:2", "no head of attention.key 2 .*; there are: 0-1"),
+        (
+            "llama",
+            "attention.query:4",
+            "no head 4 in attention.query, as site 'attention.query:4' asks; there are: 0-3",
+        ),
+        ("llama", "attention.key:2", "no head 2 in attention.key.*; there are: 0-1"),
         (
             "llama",
             "attention:0",
@@ -531,7 +535,7 @@ def test_rows_of_embedding_and_head_are_tokens(make, twin):
                     "/mlp",
                     "a/b/mlp",
                     "mlp@2-1",
-                    "mlp@¹",
+                    "mlp@٣",
                     "mlp\n",
                 ),
             )
@@ -597,6 +601,7 @@ def frozen(kind: type[nn.Parameter], dtype: torch.dtype) -> nn.Parameter:
     ("parameter", "says"),
     [
         (partial(frozen, nn.Parameter, torch.int8), "packed or quantised .Parameter, int8"),
+        (partial(frozen, nn.Parameter, torch.int32), "packed or quantised .Parameter, int32"),
         (partial(frozen, Params4bit, torch.uint8), "packed or quantised .Params4bit, uint8"),
         (partial(frozen, Params4bit, torch.float16), "packed or quantised .Params4bit, float16"),
         (partial(frozen, nn.Parameter, torch.float8_e4m3fn), "packed or quantised .Parameter, float8_e4m3fn"),
@@ -659,13 +664,14 @@ class MadeUpConfig(PreTrainedConfig):
 
 
 class MadeUp(PreTrainedModel):
-    """Two layers with unequal stacked projections in a Conv1D, two experts, a bare router and a norm without weight."""
+    """Unequal projections stacked in a Conv1D, two experts, a norm without weight, a bare router and a bare head."""
 
     config_class = MadeUpConfig
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.words = nn.Embedding(11, 6)
+        self.answer = nn.Parameter(torch.randn(6, 11))
         self.blocks = nn.ModuleList()
         for _ in range(2):
             block = nn.Module()
@@ -690,8 +696,9 @@ def made_up(config: Any, **changes: Any) -> tuple[Tower, ...]:
         "mlp.out": ("down.0", "down.1"),
         "norm": ("quiet", "loud"),
     }
+    after = {"head": Place("answer", transposed=True)}
     tower = {"layers": "blocks", "heads": 4, "kv_heads": 2, "before": {"embedding": "words"}, "inside": inside}
-    return (Tower(**{**tower, **changes}),)
+    return (Tower(**{**tower, "after": after, **changes}),)
 
 
 def test_a_family_that_is_described_is_known(monkeypatch):
@@ -700,7 +707,7 @@ def test_a_family_that_is_described_is_known(monkeypatch):
         resolve(model, "mlp")
     monkeypatch.setitem(FAMILIES, "made_up", made_up)
     attention = "attention attention.query attention.key attention.value attention.output"
-    assert parts(model) == f"embedding {attention} mlp mlp.in mlp.out router norm all".split()
+    assert parts(model) == f"embedding {attention} mlp mlp.in mlp.out router norm head all".split()
     for parameter in model.parameters():
         parameter.zero_()
     for view in resolve(model, "all+norm", biases=True):
@@ -712,12 +719,13 @@ def test_a_family_that_is_described_is_known(monkeypatch):
     model.blocks[0].qkv.weight.copy_(torch.arange(144.0).view(6, 24))
     assert torch.equal(value[0], model.blocks[0].qkv.weight[:, 21:24].T)
     assert one(resolve(model, "router@0")).shape == (2, 6)
+    assert one(resolve(model, "head")).shape == (11, 6)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"layers": "block"}, "'MadeUp' .* has no 'block'; it has: words, blocks"),
+        ({"layers": "block"}, "'MadeUp' .* has no 'block'; it has: words, blocks, answer"),
         ({"layers": "words"}, "'words' should be the ModuleList of the layers, it is a Embedding"),
         ({"inside": {"mlp.in": "up.7"}}, "'blocks.0.up' .* has no '7'; it has: 0, 1"),
         (

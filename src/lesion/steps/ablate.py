@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,11 +18,9 @@ import torch
 from pydantic import Field, model_validator
 
 from lesion.blocks import (
-    PIECE,
     Block,
     by_view,
     cut,
-    each,
     facts,
     magnitudes,
     names,
@@ -30,9 +29,10 @@ from lesion.blocks import (
     rewrite,
     square,
     total,
+    with_draws,
 )
 from lesion.sites import View, parse, resolve
-from lesion.streams import drawing, uniforms
+from lesion.streams import BLOCK, drawing, uniforms
 from lesion.trial import Specimen, Step
 
 WRITERS = ("attention.output", "cross.output", "mlp.out")  # what a layer adds to the residual stream comes from these
@@ -91,7 +91,7 @@ def first_of(scores: Scores, count: int, order: Order) -> list[int]:
 def energies(tensor: torch.Tensor, axis: int) -> npt.NDArray[np.float64]:
     """Σ w² of every slice along an axis, in float64."""
     slices = tensor.movedim(axis, 0)
-    few = max(1, PIECE // slices[0].numel())
+    few = max(1, BLOCK // slices[0].numel())
     return torch.cat([part.double().reshape(len(part), -1).square().sum(1) for part in slices.split(few)]).cpu().numpy()
 
 
@@ -158,23 +158,21 @@ class Ablate(Step):
             )
         return [view for view in found if view.units is not None]  # the bias of an output belongs to no unit
 
-    def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, ...]]:
+    def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
         limit = float(np.nextafter(np.float32(self.share), np.float32(-1)))  # u < share as u <= limit, for u in [0, 1)
+        sums = []
         with drawing("uniform", self.seed, "ablate.weight") as draws:
+            for block, u in with_draws(blocks, draws):
+                weight, change = rewrite(block.tensor, partial(silence, limit=limit), u)
+                sums.append((weight, change, np.count_nonzero(u.numpy() <= limit)))
+        return sums
 
-            def work(block: Block) -> tuple[float, ...]:
-                u = block.numbers(draws)
-                sums = rewrite(block.tensor, lambda w, u: silence(w, u, limit), u)
-                return *sums, float(np.count_nonzero(u.numpy() <= limit))
-
-            return each(work, blocks)
-
-    def _by_size(self, blocks: Sequence[Block]) -> list[tuple[float, ...]]:
-        def work(blocks: list[Block]) -> tuple[float, ...]:
-            count = share_of(self.share, sum(block.tensor.numel() for block in blocks))
-            return silence_by_size(blocks, count, self.order)
-
-        return each(work, by_view(blocks))
+    def _by_size(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
+        sums = []
+        for group in by_view(blocks):
+            count = share_of(self.share, sum(block.tensor.numel() for block in group))
+            sums.append(silence_by_size(group, count, self.order))
+        return sums
 
     def _units(self, views: Sequence[View]) -> dict[str, Any]:
         """Zeroes whole units, group by group: the heads or neurons of one layer, or the layers of one tower."""
@@ -182,8 +180,8 @@ class Ablate(Step):
         for view in views:
             groups.setdefault(self._group(view), []).append(view)
         act = self._layers if self.unit == "layer" else self._slices
-        done = each(lambda group: act(*group), list(groups.items()))
-        units, weight, change, zeroed = total(row for _, row in done)
+        done = [act(place, group) for place, group in groups.items()]
+        units, weight, change, zeroed = total(sums for _, sums in done)
         which = {place: gone for place, (gone, _) in zip(groups, done, strict=True)}
         more = {} if self.unit == "neuron" else {"which": which}  # neurons are too many to be listed
         silenced = sum(map(len, which.values()))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from lesion.blocks import Block, by_view, cut, each, facts, names, pieces, rewrite, square, total
+from lesion.blocks import Block, by_view, cut, facts, names, pieces, rewrite, square, total, with_draws
 from lesion.sites import resolve
 from lesion.streams import drawing
 from lesion.trial import Specimen, Step
@@ -38,13 +38,8 @@ def disturb(w: torch.Tensor, z: torch.Tensor, law: Law, sigma: float, std: float
         w.add_(change, alpha=sigma)
         return before, square(change) * sigma**2
     change = w.clone()
-    w.mul_(_exp(z * sigma))
+    w.mul_((z * sigma).exp_())
     return before, square(change.sub_(w))
-
-
-def _exp(x: torch.Tensor) -> torch.Tensor:
-    """numpy's on the CPU: unlike other kernels, torch's exp splits even small tensors among threads."""
-    return torch.from_numpy(np.exp(x.numpy())) if x.device.type == "cpu" else x.exp()
 
 
 def spread(blocks: Sequence[Block]) -> float:
@@ -81,15 +76,11 @@ class Noise(Step):
         views = resolve(specimen.model, self.site)
         if self.sigma == 0:  # left alone even where adding 0·z would turn -0 into 0
             return facts(views, 1.0, 0.0)
-        blocks = cut(specimen.model, views)
-        std = each(spread, by_view(blocks)) if self.law == "additive" else [1.0] * len(views)
+        blocks, sums = cut(specimen.model, views), []
+        std = [spread(group) if self.law == "additive" else 1.0 for group in by_view(blocks)]
         with drawing("normal", self.seed, f"noise.{self.law}") as draws:
-
-            def work(block: Block) -> tuple[float, ...]:
-                def act(w: torch.Tensor, z: torch.Tensor) -> tuple[float, float]:
-                    return disturb(w, z, self.law, self.sigma, std[block.view])
-
-                return rewrite(block.tensor, act, block.numbers(draws))
-
-            weight, change = total(each(work, blocks))
-        return facts(views, weight, change)
+            for block, z in with_draws(blocks, draws):
+                sums.append(
+                    rewrite(block.tensor, partial(disturb, law=self.law, sigma=self.sigma, std=std[block.view]), z)
+                )
+        return facts(views, *total(sums))

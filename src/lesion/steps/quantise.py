@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from lesion.blocks import (
-    PIECE,
     Block,
     by_view,
     cut,
-    each,
     facts,
     magnitude,
     names,
@@ -30,6 +29,7 @@ from lesion.blocks import (
     total,
 )
 from lesion.sites import View, resolve
+from lesion.streams import BLOCK
 from lesion.trial import Specimen, Step
 
 Scheme = Literal["minmax", "symmetric", "percentile"]
@@ -130,17 +130,15 @@ class Quantise(Step):
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         views = resolve(specimen.model, self.site)
         if self.channel == "output":
-            rows = [part for view in views for part in _rows(view)]
-            weight, change, constant = total(each(lambda part: rewrite(part, self._by_channel, flat=False), rows))
+            weight, change, constant = total(rewrite(rows, self._by_channel) for view in views for rows in _rows(view))
             return facts(views, weight, change, constant=int(constant))
-        blocks = cut(specimen.model, views)
-        grids = each(self._grid, by_view(blocks))
-
-        def work(block: Block) -> tuple[float, ...]:
-            return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels))
-
-        weight, change = total(each(work, blocks))
-        return facts(views, weight, change, constant=sum(bool(delta == 0) for _, delta in grids))
+        sums, constant = [], 0
+        for blocks in by_view(cut(specimen.model, views)):
+            first, delta = self._grid(blocks)
+            constant += bool(delta == 0)
+            act = partial(snap, first=first, delta=delta, levels=self.levels)
+            sums += [rewrite(block.tensor, act) for block in blocks]
+        return facts(views, *total(sums), constant=constant)
 
     def _grid(self, blocks: Sequence[Block]) -> tuple[torch.Tensor, torch.Tensor]:
         """The grid of one view."""
@@ -180,6 +178,6 @@ def _rows(view: View) -> Iterator[torch.Tensor]:
             for inner in tensor:
                 yield from groups(inner, axes - 1)
         else:
-            yield from tensor.split(max(1, PIECE // tensor[0].numel()))
+            yield from tensor.split(max(1, BLOCK // tensor[0].numel()))
 
     yield from groups(view.tensor.movedim(view.outputs, tuple(range(len(view.outputs)))), len(view.outputs))

@@ -1,0 +1,145 @@
+"""Sampling 38 prompts × 60 tokens on SmolLM2: ours against transformers' `generate`, interleaved in one run.
+
+Same weights, dtype, prompts and sampling settings; both are kept from stopping early, so that both make the same number
+of tokens. Prints the median of each, their ratio, where our time goes, and a check that both sample from the same model.
+
+    python benchmarks/decode.py [--repeats 5] [--threads 2]
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from lesion import decode, inference
+from lesion.batteries import battery
+from lesion.measures import Generation
+from lesion.sampling import Sampling
+from lesion.subjects import SmolLM2
+
+PROMPTS, NEW = 38, 60
+HOW = Sampling(temperature=1.0, top_k=64, top_p=0.95)
+
+
+def asked(specimen):
+    measure = Generation(new_tokens=NEW)
+    return [decode.Prompt(p.id, measure._tokenise(specimen, p)) for p in battery("small")[:PROMPTS]]
+
+
+def ours(specimen, prompts):
+    return decode.continue_texts(
+        specimen.model, prompts, HOW, new_tokens=NEW, ends=frozenset(), seed=0, batch=PROMPTS
+    )
+
+
+def theirs(specimen, prompts):
+    width = max(len(p.tokens) for p in prompts)
+    ids = torch.tensor([[0] * (width - len(p.tokens)) + list(p.tokens) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for p in prompts])
+    return specimen.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=HOW.temperature,
+        top_k=HOW.top_k,
+        top_p=HOW.top_p,
+        min_new_tokens=NEW,
+        max_new_tokens=NEW,
+        pad_token_id=0,
+    )
+
+
+def timed(call, *args):
+    started = time.perf_counter()
+    result = call(*args)
+    return time.perf_counter() - started, result
+
+
+class Stopwatch:
+    """Adds up the time inside some of our functions, for one run."""
+
+    PARTS = (
+        ("packing the matrices", inference, "_arrange"),
+        ("prompts: shared prefix", decode.Slots, "__init__"),
+        ("prompts: the rest", decode.Slots, "start"),
+        ("forward of new tokens", decode.Slots, "step"),
+        ("sampling", decode, "choose"),
+    )
+
+    def __enter__(self):
+        self.spent = {name: 0.0 for name, _, _ in self.PARTS}
+        self.originals = [getattr(home, function) for _, home, function in self.PARTS]
+        for (name, home, function), original in zip(self.PARTS, self.originals, strict=True):
+            setattr(home, function, self._wrapped(name, original))
+        return self
+
+    def _wrapped(self, name, original):
+        def call(*args, **kwargs):
+            seconds, result = timed(lambda: original(*args, **kwargs))
+            self.spent[name] += seconds
+            return result
+
+        return call
+
+    def __exit__(self, *_):
+        for (_, home, function), original in zip(self.PARTS, self.originals, strict=True):
+            setattr(home, function, original)
+
+
+def agreement(specimen, prompts, found):
+    """Largest difference between our log-probabilities and those of transformers' plain forward on the same texts."""
+    worst = 0.0
+    with torch.inference_mode():
+        for prompt, c in list(zip(prompts, found, strict=True))[::5]:
+            ids = torch.tensor([[*prompt.tokens, *c.tokens]])
+            plain = specimen.model(input_ids=ids).logits[0].float().log_softmax(-1)
+            at = torch.arange(len(prompt.tokens) - 1, ids.shape[1] - 1)
+            drawn = plain[at, torch.tensor(c.tokens)].double()
+            worst = max(worst, (drawn - torch.tensor(c.logprobs, dtype=torch.double)).abs().max().item())
+    return worst
+
+
+def operations(specimen, prompts, most=8):
+    """Share of each operator in one run of ours."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        ours(specimen, prompts)
+    table = sorted(profiler.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in table)
+    return [(e.key, e.self_cpu_time_total / total) for e in table[:most]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for dtype in options.dtype:
+        specimen = SmolLM2(dtype=dtype).load()
+        prompts = asked(specimen)
+        ours(specimen, prompts), theirs(specimen, prompts)  # warm
+        times = {"ours": [], "transformers": []}
+        for _ in range(options.repeats):
+            times["transformers"].append(timed(theirs, specimen, prompts)[0])
+            seconds, found = timed(ours, specimen, prompts)
+            times["ours"].append(seconds)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        print(f"\nSmolLM2 {dtype}, {PROMPTS} prompts × {NEW} tokens, {options.threads} threads, {options.repeats} repeats")
+        for name, seconds in medians.items():
+            spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
+            print(f"  {name:<13}{seconds:7.2f} s ({spread})  {PROMPTS * NEW / seconds:7.0f} tokens/s")
+        print(f"  ratio        {medians['transformers'] / medians['ours']:7.2f} ×   (bar: 4)")
+        print(f"  log-probabilities differ from a plain forward by at most {agreement(specimen, prompts, found):.1e} nats")
+        with Stopwatch() as watch:
+            whole, _ = timed(ours, specimen, prompts)
+        print("  where our time goes:")
+        for name, seconds in {**watch.spent, "the rest": whole - sum(watch.spent.values())}.items():
+            print(f"    {name:<24}{seconds:6.2f} s  {seconds / whole:5.0%}")
+        print("  by operator: " + ", ".join(f"{name} {share:.0%}" for name, share in operations(specimen, prompts)))
+
+
+if __name__ == "__main__":
+    main()
