@@ -1,27 +1,36 @@
-"""Weights in blocks: a step walks over many parameters in place and in constant memory.
+"""Weights in blocks: a step walks over many parameters in place, with several threads and in constant memory.
 
 A block is a stretch of one parameter's memory, at most BLOCK elements long. Its position there is what random streams are
 read by: element i of a parameter gets value i of the parameter's stream, whichever view asks for it, so that noise on
-"attention.value" is that part of the noise on "attention", in fused and transposed layouts too. A block with its draws
-fits into the caches of a processor, so a step may go over it several times for the price of one.
+"attention.value" is that part of the noise on "attention", in fused and transposed layouts too.
+
+Blocks are changed by numpy on the CPU, wherever the model lies. So a model on a GPU takes the same damage, bit for bit;
+and a numpy function, unlike one of torch, stays on the thread that called it, so threads never wait for each other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from lesion.sites import View
-from lesion.streams import BLOCK, Draws, Span
+from lesion.streams import BLOCK, Draws, Floats
 
-AHEAD = 64  # blocks whose draws are made before the first of them is used: threads that draw are not those that compute
-ROW = 2**13  # elements that are summed by one thread, so that a sum does not depend on the number of threads
+Weights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SAMPLE = 2**14  # elements of a block by which its change is measured
+SERIAL = 2**15  # elements up to which torch copies on the calling thread
 DIGIT = 16  # bits of a magnitude that one pass of `nth_magnitude` settles
 
 
@@ -34,9 +43,13 @@ class Block:
     start: int  # position of its first element in the parameter's memory
     tensor: torch.Tensor
 
-    @property
-    def span(self) -> Span:
-        return self.name, self.start, _length(self.tensor)
+    def beside(self, draws: Draws) -> Floats:
+        """The draws of these elements, flat, in their order."""
+        shape, steps = self.tensor.shape, self.tensor.stride()
+        drawn = draws.read(self.name, self.start, _length(self.tensor))
+        if len(drawn) == self.tensor.numel():
+            return drawn
+        return np.lib.stride_tricks.as_strided(drawn, shape, [4 * step for step in steps]).reshape(-1)
 
 
 def cut(model: nn.Module, views: Sequence[View]) -> list[Block]:
@@ -78,47 +91,70 @@ def _length(tensor: torch.Tensor) -> int:
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def with_draws(blocks: Sequence[Block], draws: Draws) -> Iterator[tuple[Block, torch.Tensor]]:
-    """Every block with its draws: float32 on the CPU, in the shape of the block."""
-    for first in range(0, len(blocks), AHEAD):
-        batch = blocks[first : first + AHEAD]
-        for block, drawn in zip(batch, draws.fetch([block.span for block in batch]), strict=True):
-            yield block, torch.from_numpy(drawn).as_strided(block.tensor.shape, block.tensor.stride())
+def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """[work(item) for item in items], by as many threads as torch may use. A thread takes the next item when it is done
+    with one; the results come in the order of the items."""
+    results: dict[int, Result] = {}
+    turns = iter(range(len(items)))  # one iterator for all: the interpreter hands out each turn once
+
+    def take_turns() -> None:
+        with torch.no_grad(), np.errstate(all="ignore"):  # what is not finite is reported by those who read the model
+            for turn in turns:
+                results[turn] = work(items[turn])
+
+    count = min(torch.get_num_threads(), len(items))
+    with ThreadPoolExecutor(max(1, count)) as pool:
+        for future in [pool.submit(take_turns) for _ in range(count)]:
+            future.result()
+    return [results[turn] for turn in range(len(items))]
 
 
-def rewrite(tensor: torch.Tensor, act: Callable[..., tuple[float, ...]], *beside: torch.Tensor) -> tuple[float, ...]:
-    """Returns act(w, …) of a block and of what lies beside it; act changes w in place.
+def load(tensor: torch.Tensor) -> Weights:
+    """A block as a flat array: the tensor's own memory where that is possible, else a copy in float32 or float64."""
+    near = tensor.cpu()
+    if near.is_contiguous() and near.dtype in (torch.float32, torch.float64):
+        return near.view(-1).numpy()
+    work = torch.empty(near.shape, dtype=torch.promote_types(near.dtype, torch.float32))
+    _copy(work, near)
+    return work.view(-1).numpy()
 
-    w is contiguous, in float32 or float64; half precision is rounded once, at the end.
+
+def rewrite(tensor: torch.Tensor, act: Callable[[Weights], None]) -> tuple[float, float]:
+    """Lets `act` change a block in place. Half precision is computed in float32 and rounded once, at the end.
+
+    Returns (Σw², ΣΔw²), w as it was, estimated from the first SAMPLE elements.
     """
-    work = tensor if tensor.dtype == torch.float64 else tensor.float()
-    work = work.contiguous()
-    result = act(work, *(other.to(work.device, work.dtype).contiguous() for other in beside))
-    if work is not tensor:
-        tensor.copy_(work)
-    return result
+    work = load(tensor)
+    head = work[:SAMPLE].copy()
+    act(work)
+    if tensor.data_ptr() != work.ctypes.data:
+        here = torch.from_numpy(work).view(tensor.shape)
+        if tensor.device.type == "cpu":
+            _copy(tensor, here)
+        else:
+            tensor.copy_(here)
+    scale = len(work) / len(head)
+    return scale * square(head), scale * square(head - work[:SAMPLE])
 
 
-def pieces(blocks: Iterable[Block]) -> Iterator[torch.Tensor]:
-    """Blocks for reading: float32 or float64, flat, in the order of memory."""
-    for block in blocks:
-        piece = block.tensor.reshape(-1)
-        yield piece if piece.dtype == torch.float64 else piece.float()
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    """target.copy_(source) in pieces so small that torch does not call other threads."""
+    if target.numel() <= SERIAL:
+        target.copy_(source)
+        return
+    axis = max(range(target.dim()), key=lambda axis: target.shape[axis])
+    for part, other in zip(target.chunk(2, axis), source.chunk(2, axis), strict=True):
+        _copy(part, other)
+
+
+def square(array: Weights) -> float:
+    """Σ x², by a loop of numpy's own: a BLAS would call other threads."""
+    return float(np.einsum("i,i->", array, array))
 
 
 def total(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
     """Sums of columns."""
     return tuple(math.fsum(column) for column in zip(*rows, strict=True))
-
-
-def square(tensor: torch.Tensor) -> float:
-    """Σ x² of a contiguous tensor: of rows in its own precision, over rows in float64."""
-    flat = tensor.view(-1)
-    cutoff = len(flat) // ROW * ROW
-    norms = torch.linalg.vector_norm(flat[:cutoff].view(-1, ROW), dim=1).tolist() if cutoff else []
-    if cutoff < len(flat):
-        norms.append(float(torch.linalg.vector_norm(flat[cutoff:])))
-    return math.fsum(norm * norm for norm in norms)
 
 
 def facts(views: Sequence[View], weight: float, change: float, **more: Any) -> dict[str, Any]:
@@ -137,15 +173,14 @@ def names(views: Sequence[View]) -> list[str]:
     return list(dict.fromkeys(view.name for view in views))
 
 
-def magnitudes(piece: torch.Tensor) -> torch.Tensor:
+def magnitudes(array: Weights) -> npt.NDArray[np.signedinteger[Any]]:
     """|w| as whole numbers in the same order: the bits of a float without its sign. NaN comes last."""
-    return piece.abs().view(torch.int32 if piece.dtype == torch.float32 else torch.int64)
+    return np.abs(array).view(np.int32 if array.dtype == np.float32 else np.int64)
 
 
 def magnitude(bits: int, dtype: torch.dtype) -> float:
     """The number that `magnitudes` has turned into these bits, for weights of this type."""
-    whole, real = (torch.int64, torch.float64) if dtype == torch.float64 else (torch.int32, torch.float32)
-    return float(torch.tensor(bits, dtype=whole).view(real))
+    return float(np.int64(bits).view(np.float64) if dtype == torch.float64 else np.int32(bits).view(np.float32))
 
 
 def nth_magnitude(blocks: Sequence[Block], n: int) -> tuple[int, int, int]:
@@ -157,15 +192,15 @@ def nth_magnitude(blocks: Sequence[Block], n: int) -> tuple[int, int, int]:
     bits = 64 if blocks[0].tensor.dtype == torch.float64 else 32
     found, smaller, equal = 0, 0, 0
     for shift in range(bits - DIGIT, -1, -DIGIT):
-        counts = torch.zeros(2**DIGIT, dtype=torch.int64)
-        for piece in pieces(blocks):
-            digits = magnitudes(piece)
+        counts = np.zeros(2**DIGIT, np.int64)
+        for block in blocks:
+            digits = magnitudes(load(block.tensor))
             if shift < bits - DIGIT:
                 digits = digits[digits >> (shift + DIGIT) == found]
-            here = torch.bincount((digits >> shift) & (2**DIGIT - 1)).cpu()
+            here = np.bincount((digits >> shift) & (2**DIGIT - 1))
             counts[: len(here)] += here
-        upto = counts.cumsum(0)
-        digit = int(torch.searchsorted(upto, n - smaller, right=True))
+        upto = counts.cumsum()
+        digit = int(np.searchsorted(upto, n - smaller, side="right"))
         equal = int(counts[digit])
         smaller += int(upto[digit]) - equal
         found = found << DIGIT | digit

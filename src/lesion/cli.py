@@ -242,7 +242,11 @@ def in_words(error: ValueError, spec: type[Study] | None = None) -> str:
 def _directory(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a directory, got nothing")
-    return Path(text).expanduser()
+    path = Path(text).expanduser()
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a directory, but {there} is a file")
+    return path
 
 
 def _count(text: str) -> int:

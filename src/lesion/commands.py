@@ -31,12 +31,12 @@ LOGS = 32  # so many logs of runs that are over become one
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
+    asked = parse_study(options, rest)  # which may only print its help: what is imported comes after it
     from lesion.lab import Lab
     from lesion.plan import check
     from lesion.progress import Progress
     from lesion.study import write_report
 
-    asked = parse_study(options, rest)
     _threads(options)
     _check_device(options.device)
     readings = asked.readings()
@@ -55,10 +55,10 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def plan(options: argparse.Namespace, rest: list[str]) -> int:
+    asked = parse_study(options, rest)
     from lesion.plan import plan as make
     from lesion.store import Store
 
-    asked = parse_study(options, rest)
     _threads(options)
     _check_device(options.device)
     for name, value in make(asked.readings(), Store(options.lab), options.force).items():
@@ -67,10 +67,10 @@ def plan(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def report(options: argparse.Namespace, rest: list[str]) -> int:
+    asked = parse_study(options, rest)
     from lesion.store import Store
     from lesion.study import write_report
 
-    asked = parse_study(options, rest)
     store = Store(options.lab)
     readings = asked.readings()
     there = sum(reading.key in store.index.seals for reading in readings)
@@ -99,7 +99,7 @@ def status(options: argparse.Namespace, rest: list[str]) -> int:
         taken = Counter(seal.state for seal in index.seals.values())
         most = len(index.states) if options.verbosity == "verbose" else LISTED
         for key, state in list(index.states.items())[:most]:
-            say(f"  {key[:KEY]}  {taken[key]} readings of {_sentence(state['trial'])}")
+            say(f"  {key[:KEY]}  {taken[key]} taken of {_sentence(state['trial'])}")
         if len(index.states) > most:
             say(f"  … {len(index.states) - most} states more: --verbosity verbose lists them")
     for reading, takes in index.begun.items():
@@ -126,7 +126,7 @@ def show(options: argparse.Namespace, rest: list[str]) -> int:
         seal = index.seals[key]
         told = {"reading": key, "state": seal.state, "measure": seal.measure, "summary": seal.summary}
         say(json.dumps(told, indent=2, ensure_ascii=False))
-        _print_frame(store.table([key]).drop("reading", "measure"), most=LISTED)
+        _print_frame(store.table([key]).drop("reading", "measure"), most=LISTED, fold=False)
     if key in index.begun and key not in index.seals:
         say(f"reading {key} is begun: {max(map(len, index.begun[key].values()))} rows, no seal yet")
     if key in index.failures:
@@ -291,8 +291,9 @@ def _print_answer(answer: Answer, page: Path, verbosity: str) -> None:
     say(f"report: {page}")
 
 
-def _print_frame(frame: pl.DataFrame, most: int = 200) -> None:
-    """A frame as a table, or as a line for each cell where it is far too wide; x, x_low, x_high are "x [low, high]"."""
+def _print_frame(frame: pl.DataFrame, most: int = 200, fold: bool = True) -> None:
+    """A frame as a table; x, x_low, x_high are "x [low, high]". Where a terminal is too narrow, cells are folded, or else
+    have a line each."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -308,7 +309,7 @@ def _print_frame(frame: pl.DataFrame, most: int = 200) -> None:
     needed = console.measure(table, options=console.options.update_width(100_000)).maximum
     if not console.is_terminal:
         Console(width=max(needed, 1)).print(table, soft_wrap=True)
-    elif needed <= 2 * console.width:
+    elif fold or needed <= console.width:
         console.print(table)
     else:
         for cells in lines:

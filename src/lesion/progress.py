@@ -66,7 +66,7 @@ class Progress:
             self._line(f"{self.done} of {self.total} readings in {_span(time.monotonic() - self.began)}")
             for text, times in self.failures.items():
                 if times > 1:
-                    self._line(f"{times} times: {text}")
+                    self._line(f"{times} failures: {text}")
 
     def start(self, store: Store, readings: Sequence[Reading], force: bool) -> list[Reading]:
         """Says what is there already, and returns what is missing."""

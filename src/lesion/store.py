@@ -68,6 +68,8 @@ class Store:
         self.log = self.root / "log"
         self.index = self._read_index()
         self._segment = log.Segment(self.log, environment or {})
+        self.index.environments[self.writer] = environment or {}
+        self.index.environments[self._segment.writer] = environment or {}
 
     # ------------------------------------------------------------------ what is there
 

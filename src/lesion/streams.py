@@ -16,18 +16,15 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 Floats = npt.NDArray[np.float32]
 Law = Literal["normal", "uniform"]
-Span = tuple[str, int, int]  # place, first position, count
 
 BLOCK = 2**18  # values that share a generator: enough work for a thread to run undisturbed
 PAIRS = 2**13  # normals are made in groups of 2·PAIRS, so that a short stream needs no whole block
@@ -42,17 +39,17 @@ def uniform01(seed: int, item: str, purpose: str, n: int) -> npt.NDArray[np.floa
 
 def normals(seed: int, place: str, kind: str, start: int, out: Floats) -> None:
     """Fills `out` with values start, start + 1, … of a standard normal stream. |z| ≤ √(48 ln 2) ≈ 5.77."""
-    out[:] = Draws("normal", seed, kind, None).fetch([(place, start, len(out))])[0]
+    Draws("normal", seed, kind, None).fill(place, start, out)
 
 
 def uniforms(seed: int, place: str, kind: str, start: int, out: Floats) -> None:
     """Fills `out` with values start, start + 1, … of a uniform stream: multiples of 2⁻²⁴ in [0, 1)."""
-    out[:] = Draws("uniform", seed, kind, None).fetch([(place, start, len(out))])[0]
+    Draws("uniform", seed, kind, None).fill(place, start, out)
 
 
 @contextmanager
 def drawing(law: Law, seed: int, kind: str) -> Iterator[Draws]:
-    """All streams of one (seed, kind), for one walk over the weights.
+    """All streams of one (seed, kind), for one walk over the weights by any number of threads.
 
     What is drawn is remembered until another (seed, kind) asks, so a sweep over doses draws once. Up to MEMORY bytes
     are kept, and what came first stays: a sweep over more weights than that finds the same part again each time.
@@ -83,25 +80,28 @@ class Memory:
         self.limit = limit
         self.owner: tuple[str, int, str] | None = None
         self.slots: Floats | None = None
-        self.taken = 0
         self.index: dict[tuple[str, int], Floats] = {}  # as much of a block as has been drawn
+        self._taken = 0
+        self._lock = threading.Lock()
 
     def turn_to(self, owner: tuple[str, int, str] | None) -> None:
         if owner != self.owner:
-            self.owner, self.taken = owner, 0
+            self.owner, self._taken = owner, 0
             self.index.clear()
 
     def room(self) -> Floats | None:
         """Room for one more block, None where all is taken."""
-        if self.slots is None:
-            self.slots = np.empty((self.limit // (4 * BLOCK), BLOCK), np.float32)
-        if self.taken == len(self.slots):
-            return None
-        self.taken += 1
-        return self.slots[self.taken - 1]
+        with self._lock:
+            if self.slots is None:
+                self.slots = np.empty((self.limit // (4 * BLOCK), BLOCK), np.float32)
+            if self._taken == len(self.slots):
+                return None
+            self._taken += 1
+            return self.slots[self._taken - 1]
 
 
 _memory = Memory(MEMORY)
+_NOTHING = np.empty(0, np.float32)
 
 
 class Draws:
@@ -110,58 +110,43 @@ class Draws:
     def __init__(self, law: Law, seed: int, kind: str, memory: Memory | None) -> None:
         self.law, self.seed, self.kind, self._memory = law, seed, kind, memory
 
-    def fetch(self, spans: Sequence[Span]) -> list[Floats]:
-        """Values start … start + count - 1 of the stream of each place, float32 [count]: not to be written into.
+    def read(self, place: str, start: int, count: int) -> Floats:
+        """Values start … start + count - 1 of the stream of `place`, float32 [count]: not to be written into."""
+        number, offset = divmod(start, BLOCK)
+        if offset + count <= BLOCK:
+            return self._block(place, number, offset + count)[offset : offset + count]
+        out = np.empty(count, np.float32)
+        self.fill(place, start, out)
+        return out
 
-        What is not remembered is drawn first, by as many threads as torch may use.
-        """
-        needed: dict[tuple[str, int], int] = {}
-        for place, start, count in spans:
-            for number in range(start // BLOCK, -(-(start + count) // BLOCK)):
-                upto = min(BLOCK, start + count - number * BLOCK)
-                needed[place, number] = max(upto, needed.get((place, number), 0))
-        blocks = self._blocks(needed)
-        found = []
-        for place, start, count in spans:
-            first, offset = divmod(start, BLOCK)
-            if offset + count <= BLOCK:
-                found.append(blocks[place, first][offset : offset + count] if count else np.empty(0, np.float32))
-            else:
-                last = -(-(start + count) // BLOCK)
-                whole = np.concatenate([blocks[place, number][:BLOCK] for number in range(first, last)])
-                found.append(whole[offset : offset + count])
-        return found
+    def fill(self, place: str, start: int, out: Floats) -> None:
+        done = 0
+        while done < len(out):
+            number, offset = divmod(start + done, BLOCK)
+            upto = min(BLOCK, offset + len(out) - done)
+            out[done : done + upto - offset] = self._block(place, number, upto)[offset:upto]
+            done += upto - offset
 
-    def _blocks(self, needed: dict[tuple[str, int], int]) -> dict[tuple[str, int], Floats]:
-        """At least so many values of each block."""
-        index = self._memory.index if self._memory is not None else {}
-        missing = {}
-        for where, upto in needed.items():
-            if len(index.get(where, ())) < upto:
-                room = None if self._memory is None else self._memory.room()
-                size = min(BLOCK, -(-upto // (2 * PAIRS)) * 2 * PAIRS)
-                missing[where] = np.empty(size, np.float32) if room is None else room[:size]
-                if room is not None:
-                    index[where] = missing[where]
-        if len(missing) < 2:
-            for where, out in missing.items():
-                self._draw(where, out)
-        else:
-            with ThreadPoolExecutor(min(torch.get_num_threads(), len(missing))) as pool:
-                list(pool.map(self._draw, missing, missing.values()))
-        return {where: missing[where] if where in missing else index[where] for where in needed}
-
-    def _draw(self, where: tuple[str, int], out: Floats) -> None:
-        place, number = where
-        _generator(self.seed, place, self.kind, number).random(dtype=np.float32, out=out)
+    def _block(self, place: str, number: int, upto: int) -> Floats:
+        """At least the first `upto` values of a block."""
+        memory = self._memory
+        if memory is not None and len(found := memory.index.get((place, number), _NOTHING)) >= upto:
+            return found
+        size = min(BLOCK, -(-upto // (2 * PAIRS)) * 2 * PAIRS)
+        room = None if memory is None else memory.room()
+        block = np.empty(size, np.float32) if room is None else room[:size]
+        _generator(self.seed, place, self.kind, number).random(dtype=np.float32, out=block)
         if self.law == "normal":
-            _box_muller(out)
+            _box_muller(block)
+        if memory is not None and room is not None:
+            memory.index[place, number] = block  # known to other threads only now that the numbers are there
+        return block
 
 
 def _box_muller(block: Floats) -> None:
     """Uniforms a, b in the halves of every group become √(-2 ln(1 - a)) · (cos 2πb, sin 2πb), in place.
 
-    With numpy's functions, not torch's: these run on the calling thread alone and leave the interpreter to the others.
+    numpy's functions, unlike torch's, run on the calling thread alone and meanwhile leave the interpreter to the others.
     """
     groups = block.reshape(-1, 2, PAIRS)
     a, b = groups[:, 0], groups[:, 1]

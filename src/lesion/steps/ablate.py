@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,20 +18,19 @@ from pydantic import Field, model_validator
 
 from lesion.blocks import (
     Block,
+    Weights,
     by_view,
     cut,
+    each,
     facts,
     magnitudes,
     names,
     nth_magnitude,
-    pieces,
     rewrite,
-    square,
     total,
-    with_draws,
 )
 from lesion.sites import View, parse, resolve
-from lesion.streams import BLOCK, drawing, uniforms
+from lesion.streams import BLOCK, Floats, drawing, uniforms
 from lesion.trial import Specimen, Step
 
 WRITERS = ("attention.output", "cross.output", "mlp.out")  # what a layer adds to the residual stream comes from these
@@ -43,37 +41,37 @@ Scores = npt.NDArray[np.floating[Any]]
 Sums = tuple[float, float, float, float]  # units, Σw², ΣΔw², weights that were zeroed
 
 
-def silence(w: torch.Tensor, u: torch.Tensor, limit: float) -> tuple[float, float]:
-    """w ← w·1[u > limit] in place; returns (Σw², ΣΔw²), w as it was. Where u ≤ limit, even NaN becomes 0."""
-    weight = square(w)
-    # the gradient of a threshold is this very formula, in one pass and without a mask in memory
-    torch.ops.aten.threshold_backward.grad_input(w, u, limit, grad_input=w)
-    return weight, weight - square(w)
+def keep(w: Weights, mask: npt.NDArray[np.bool_]) -> int:
+    """w ← w·1[mask] in place, as bits: what stays is untouched, what goes is +0, NaN included. Returns how many went."""
+    bits = w.view(np.int32 if w.dtype == np.float32 else np.int64)
+    np.bitwise_and(bits, np.negative(mask.view(np.int8)), out=bits)
+    return len(mask) - int(np.count_nonzero(mask))
 
 
-def silence_by_size(blocks: Sequence[Block], count: int, order: Order) -> tuple[float, float, int]:
+def keep_at_random(w: Weights, u: Floats, share: float) -> int:
+    """w ← w·1[u ≥ share], u uniform in [0, 1). Returns how many went."""
+    return keep(w, u >= np.float32(share))
+
+
+def remove_by_size(blocks: Sequence[Block], count: int, order: Order) -> tuple[float, float, int]:
     """Zeroes the `count` largest or smallest |w| of one view; equal ones in the order of memory, so that a larger count
-    only adds. Returns (Σw², ΣΔw², count), w as it was. The size of the view needs no memory: nothing is sorted."""
+    only adds. Returns (Σw², ΣΔw², count), the sums as `rewrite` does. Memory does not grow with the view: nothing is sorted."""
     if not count:
-        return math.fsum(map(square, pieces(blocks))), 0.0, 0
+        return *total(rewrite(block.tensor, lambda w: None) for block in blocks), 0
     size, largest = sum(block.tensor.numel() for block in blocks), order == "largest"
     bound, smaller, equal = nth_magnitude(blocks, size - count if largest else count - 1)
     ties = count - (size - smaller - equal if largest else smaller)  # how many of those equal to the bound go as well
 
-    def act(w: torch.Tensor) -> tuple[float, float]:
+    def act(w: Weights) -> None:
         nonlocal ties
-        weight, found = square(w), magnitudes(w)
-        gone = found > bound if largest else found < bound
-        if ties:
-            same = (found == bound).nonzero().squeeze(1)[:ties]
-            gone[same] = True
-            ties -= len(same)
-        change = square(w * gone)
-        w.masked_fill_(gone, 0)
-        return weight, change
+        found = magnitudes(w)
+        mask = found <= bound if largest else found >= bound
+        same = np.flatnonzero(found == bound)[:ties]
+        mask[same] = False
+        ties -= len(same)
+        keep(w, mask)
 
-    weight, change = total([rewrite(block.tensor, act) for block in blocks])
-    return weight, change, count
+    return *total([rewrite(block.tensor, act) for block in blocks]), count
 
 
 def share_of(share: float, n: int) -> int:
@@ -134,8 +132,6 @@ class Ablate(Step):
         views = self._views(specimen)
         if self.unit != "weight":
             return self._units(views)
-        if self.share == 0 and self.order == "random":
-            return facts(views, 1.0, 0.0, zeroed=0)
         blocks = cut(specimen.model, views)
         weight, change, zeroed = total(self._at_random(blocks) if self.order == "random" else self._by_size(blocks))
         return facts(views, weight, change, zeroed=int(zeroed))
@@ -159,20 +155,25 @@ class Ablate(Step):
         return [view for view in found if view.units is not None]  # the bias of an output belongs to no unit
 
     def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
-        limit = float(np.nextafter(np.float32(self.share), np.float32(-1)))  # u < share as u <= limit, for u in [0, 1)
-        sums = []
         with drawing("uniform", self.seed, "ablate.weight") as draws:
-            for block, u in with_draws(blocks, draws):
-                weight, change = rewrite(block.tensor, partial(silence, limit=limit), u)
-                sums.append((weight, change, np.count_nonzero(u.numpy() <= limit)))
-        return sums
+
+            def work(block: Block) -> tuple[float, float, int]:
+                u, gone = block.beside(draws), 0
+
+                def act(w: Weights) -> None:
+                    nonlocal gone
+                    gone = keep_at_random(w, u, self.share)
+
+                return *rewrite(block.tensor, act), gone
+
+            return each(work, blocks)
 
     def _by_size(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
-        sums = []
-        for group in by_view(blocks):
+        def work(group: list[Block]) -> tuple[float, float, int]:
             count = share_of(self.share, sum(block.tensor.numel() for block in group))
-            sums.append(silence_by_size(group, count, self.order))
-        return sums
+            return remove_by_size(group, count, self.order)
+
+        return each(work, by_view(blocks))
 
     def _units(self, views: Sequence[View]) -> dict[str, Any]:
         """Zeroes whole units, group by group: the heads or neurons of one layer, or the layers of one tower."""

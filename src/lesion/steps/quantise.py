@@ -9,23 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import partial
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from lesion.blocks import (
     Block,
+    Weights,
     by_view,
     cut,
+    each,
     facts,
+    load,
     magnitude,
     names,
     nth_magnitude,
-    pieces,
     rewrite,
-    square,
     total,
 )
 from lesion.sites import View, resolve
@@ -33,13 +34,12 @@ from lesion.streams import BLOCK
 from lesion.trial import Specimen, Step
 
 Scheme = Literal["minmax", "symmetric", "percentile"]
+Ends = Weights  # numbers of which each range of weights has one
 MOST_LEVELS = 2**20  # beyond, the steps of a float32 are no longer much finer than those of the grid
 
 
-def grid(
-    low: torch.Tensor, high: torch.Tensor, levels: int, reach: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First level and step of N levels, from the smallest and largest weight (scalars, or one of each a channel).
+def grid(low: Ends, high: Ends, levels: int, reach: Ends | None = None) -> tuple[Ends, Ends]:
+    """First level and step of N levels, from the smallest and largest weight: arrays, one entry for each range.
 
     Without `reach` the levels run from low to high: Δ = (high - low)/(N - 1). With it from -reach to reach:
     Δ = 2·reach/(N - 1), the first at -Δ·(N - 1)/2, so that an odd N has an exact zero. Δ is 0 where all weights are
@@ -47,32 +47,28 @@ def grid(
     """
     if reach is None:
         return low, (high - low) / (levels - 1)
-    delta = torch.where(low == high, 0.0, 2 * reach / (levels - 1))
+    delta = np.where(low == high, reach.dtype.type(0), 2 * reach / (levels - 1))
     return -(delta * ((levels - 1) / 2)), delta
 
 
-def snap(w: torch.Tensor, first: torch.Tensor, delta: torch.Tensor, levels: int) -> tuple[float, float]:
-    """Moves w onto a grid, in place, and returns (Σw², ΣΔw²), w as it was.
+def snap(w: Weights, first: Ends, delta: Ends, levels: int) -> None:
+    """Moves w onto a grid, in place. Halves round to even; where Δ is 0, w is on its grid already and stays.
 
         w ← first + Δ·clamp(round((w - first)/Δ), 0, N - 1)
 
-    first, Δ: scalars, or broadcast against w. Halves round to even. Where Δ is 0, w is on its grid already and stays.
+    first, Δ: broadcast against w, and of its type.
     """
-    weight = square(w)
-    if delta.numel() == 1 and delta == 0:
-        return weight, 0.0
-    was = w.clone()
-    step = delta if delta.numel() == 1 else torch.where(delta == 0, 1.0, delta)
-    w.sub_(first).div_(step).round_().clamp_(0, levels - 1).mul_(step).add_(first)
-    if step is not delta:
-        w.copy_(torch.where(delta == 0, was, w))
-    return weight, square(was.sub_(w))
-
-
-def extent(blocks: Sequence[Block]) -> tuple[float, float]:
-    """Smallest and largest weight of one view."""
-    found = [piece.aminmax() for piece in pieces(blocks)]
-    return min(float(low) for low, _ in found), max(float(high) for _, high in found)
+    constant = delta == 0
+    was = w.copy() if constant.any() else w
+    delta = np.where(constant, delta.dtype.type(1), delta)
+    w -= first
+    w /= delta
+    np.rint(w, out=w)
+    np.clip(w, 0, levels - 1, out=w)
+    w *= delta
+    w += first
+    if was is not w:
+        np.copyto(w, was, where=constant)
 
 
 def geometric(first: float, last: float, n: int) -> tuple[int, ...]:
@@ -130,44 +126,53 @@ class Quantise(Step):
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         views = resolve(specimen.model, self.site)
         if self.channel == "output":
-            weight, change, constant = total(rewrite(rows, self._by_channel) for view in views for rows in _rows(view))
+            done = each(self._by_channel, [rows for view in views for rows in _rows(view)])
+            weight, change, constant = total(done)
             return facts(views, weight, change, constant=int(constant))
-        sums, constant = [], 0
-        for blocks in by_view(cut(specimen.model, views)):
-            first, delta = self._grid(blocks)
-            constant += bool(delta == 0)
-            act = partial(snap, first=first, delta=delta, levels=self.levels)
-            sums += [rewrite(block.tensor, act) for block in blocks]
-        return facts(views, *total(sums), constant=constant)
+        blocks = cut(specimen.model, views)
+        grids = each(self._grid, by_view(blocks))
 
-    def _grid(self, blocks: Sequence[Block]) -> tuple[torch.Tensor, torch.Tensor]:
+        def work(block: Block) -> tuple[float, float]:
+            return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels))
+
+        weight, change = total(each(work, blocks))
+        return facts(views, weight, change, constant=sum(int(delta[0] == 0) for _, delta in grids))
+
+    def _grid(self, blocks: Sequence[Block]) -> tuple[Ends, Ends]:
         """The grid of one view."""
-        low, high = extent(blocks)
+        ends = [(part.min(), part.max()) for part in (load(block.tensor) for block in blocks)]
+        low, high = np.array([min(low for low, _ in ends)]), np.array([max(high for _, high in ends)])
         reach = None
         if self.scheme == "symmetric":
-            reach = max(-low, high)
+            reach = np.maximum(-low, high)
         if self.scheme == "percentile":
             rank = self._rank(sum(block.tensor.numel() for block in blocks))
-            reach = magnitude(nth_magnitude(blocks, rank)[0], blocks[0].tensor.dtype)
-        dtype = torch.promote_types(blocks[0].tensor.dtype, torch.float32)
-        edge = None if reach is None else torch.tensor(reach, dtype=dtype)
-        return grid(torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype), self.levels, edge)
+            reach = np.array([magnitude(nth_magnitude(blocks, rank)[0], blocks[0].tensor.dtype)], low.dtype)
+        return grid(low, high, self.levels, reach)
+
+    def _by_channel(self, rows: torch.Tensor) -> tuple[float, float, int]:
+        """Quantises [channels, …] in place."""
+        constant = 0
+
+        def act(w: Weights) -> None:
+            nonlocal constant
+            w = w.reshape(len(rows), -1)
+            low, high = w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)
+            reach = None
+            if self.scheme == "symmetric":
+                reach = np.maximum(-low, high)
+            if self.scheme == "percentile":
+                rank = self._rank(w.shape[1])
+                reach = np.partition(np.abs(w), rank, axis=1)[:, rank : rank + 1]
+            first, delta = grid(low, high, self.levels, reach)
+            constant = int((delta == 0).sum())
+            snap(w, first, delta, self.levels)
+
+        return *rewrite(rows, act), constant
 
     def _rank(self, size: int) -> int:
         """Of the percentile among `size` sorted magnitudes, from 0."""
         return max(0, math.ceil(Fraction(repr(self.percentile)) * size / 100) - 1)  # 99.9 as it is written
-
-    def _by_channel(self, w: torch.Tensor) -> tuple[float, float, float]:
-        """Quantises [channels, …] in place."""
-        rows = w.view(len(w), -1)
-        low, high = rows.aminmax(dim=1, keepdim=True)
-        reach = None
-        if self.scheme == "symmetric":
-            reach = torch.maximum(-low, high)
-        if self.scheme == "percentile":
-            reach = rows.abs().kthvalue(self._rank(rows.shape[1]) + 1, dim=1, keepdim=True).values
-        first, delta = grid(low, high, self.levels, reach)
-        return *snap(rows, first, delta, self.levels), float((delta == 0).sum())
 
 
 def _rows(view: View) -> Iterator[torch.Tensor]:
