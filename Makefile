@@ -9,7 +9,7 @@ HERE := $(VENV)/here-$(shell pwd | cksum | tr ' ' '-')
 
 demo: setup
 	$(VENV)/bin/lesion run degrade --subject smollm2 --method mult-gauss \
-	  --site attention.value mlp embedding --doses 0 0.2 0.4 0.7 1.0 \
+	  --site attention.value mlp embedding --doses 0 0.1 0.2 0.4 0.8 \
 	  --repeats 2 --documents 12 --tokens 128 --new-tokens 24
 
 test: setup check

@@ -82,17 +82,21 @@ class Segment:
             self._file = None
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def line(record: Record) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return _encode(record).encode() + b"\n"
 
 
-def parse(text: bytes, where: str) -> Record:
+def parse(text: bytes, path: Path, number: int) -> Record:
+    """A line as a record. Raises ValueError that names the place where it cannot be read."""
     try:
         record = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"{where} cannot be read ({error}); nothing was changed") from None
+        raise ValueError(f"{path} line {number} cannot be read ({error}); nothing was changed") from None
     if not isinstance(record, dict) or "is" not in record:
-        raise ValueError(f"{where} is not a record of a lab; nothing was changed")
+        raise ValueError(f"{path} line {number} is not a record of a lab; nothing was changed")
     return record
 
 
@@ -101,8 +105,29 @@ def segments(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = sorted(p for p in folder.iterdir() if p.suffix in (".jsonl", ".parquet"))
-    merged = {name for p in found if p.suffix == ".parquet" for name in _sources(p)}
+    try:
+        merged = {name for p in found if p.suffix == ".parquet" for name in _sources(p)}
+    except FileNotFoundError:  # it was merged itself, just now
+        return segments(folder)
     return [p for p in found if p.name not in merged]
+
+
+def read(folder: Path) -> Iterator[tuple[Path, int, bytes]]:
+    """Every line of every segment, with its place.
+
+    A segment that another process compacts just now is read where it went. Some lines then come twice; none is lost.
+    """
+    done: set[str] = set()
+    while left := [path for path in segments(folder) if path.name not in done]:
+        for path in left:
+            try:
+                for number, text in lines(path):
+                    yield path, number, text
+            except FileNotFoundError:
+                if os.path.lexists(path):
+                    raise
+                break
+            done.add(path.name)
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -117,6 +142,8 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     for text in batch.column(0).to_pylist():
                         number += 1
                         yield number, text
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
             raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
         return
@@ -128,6 +155,13 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def compact(folder: Path) -> None:
     """Merges the segments of writers that are gone: written aside, synced, renamed, and only then the sources go."""
+    try:
+        _compact(folder)
+    except FileNotFoundError:  # another process is at it
+        return
+
+
+def _compact(folder: Path) -> None:
     for suffix in (".jsonl", ".parquet"):
         closed = [p for p in segments(folder) if p.suffix == suffix and (suffix == ".parquet" or _is_closed(p))]
         if len(closed) >= COMPACT_AT:
@@ -145,18 +179,21 @@ def _merge(folder: Path, sources: list[Path]) -> None:
     schema = pa.schema([("line", pa.binary())], metadata={"sources": names})
     target = folder / f"{sources[0].stem}-{secrets.token_hex(3)}.parquet"
     aside = target.with_suffix(".tmp")
-    with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
-        batch: list[bytes] = []
-        for source in sources:
-            for _, text in lines(source):
-                batch.append(text)
-                if len(batch) == 65536:
-                    writer.write_batch(pa.record_batch([batch], schema=schema))
-                    batch = []
-        writer.write_batch(pa.record_batch([batch], schema=schema))
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(target)
+    try:
+        with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
+            batch: list[bytes] = []
+            for source in sources:
+                for _, text in lines(source):
+                    batch.append(text)
+                    if len(batch) == 65536:
+                        writer.write_batch(pa.record_batch([batch], schema=schema))
+                        batch = []
+            writer.write_batch(pa.record_batch([batch], schema=schema))
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.rename(target)
+    finally:
+        aside.unlink(missing_ok=True)
     sync_folder(folder)
 
 
@@ -165,6 +202,8 @@ def _sources(path: Path) -> list[str]:
 
     try:
         metadata = parquet.read_schema(path).metadata or {}
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
     return json.loads(metadata.get(b"sources", b"[]"))
@@ -179,7 +218,7 @@ def _is_closed(path: Path) -> bool:
             return True
     if not first.endswith(b"\n"):
         return False
-    opened = parse(first, f"{path} line 1")
+    opened = parse(first, path, 1)
     if opened.get("host") != socket.gethostname():
         return False
     pid, born = opened["process"]

@@ -108,10 +108,12 @@ class Spec(BaseModel):
 _words: dict[str, type[Spec]] = {}
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def key_of(value: Any) -> str:
     """Key of a plain JSON value. NaN and infinities have no JSON and are refused (ValueError)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:KEY_LENGTH]
 
 
 def find(kind: str) -> type[Spec]:

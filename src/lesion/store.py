@@ -15,22 +15,25 @@ import os
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from lesion import log
 from lesion.log import Record
+from lesion.spec import KEY_LENGTH
 
 if TYPE_CHECKING:
     import polars as pl
 
     from lesion.trial import Row, Specimen
 
+_ROW, _STATE = b'{"is":"row","reading":"', b'{"is":"state","state":"'
+_KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (_ROW, _STATE))
 TIMINGS = ("duration", "at", "writer")  # what two runs of the same command may differ in
-_ROW = b'{"is":"row","reading":"'
-_KEY = slice(len(_ROW), len(_ROW) + 32)
 
 
 @dataclass
@@ -47,13 +50,35 @@ class Seal:
     writer: str
 
 
+class Records(Mapping[str, Record]):
+    """Records by key, each parsed when it is asked for: a lab has more ledgers than anybody looks at."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[bytes, Path, int]] = {}
+
+    def add(self, key: str, text: bytes, path: Path, number: int = 0) -> None:
+        self._lines[key] = text, path, number
+
+    def __getitem__(self, key: str) -> Record:
+        return log.parse(*self._lines[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
 @dataclass
 class Index:
     """What the log says, without the rows of finished readings."""
 
     seals: dict[str, Seal] = field(default_factory=dict)
     begun: dict[str, dict[int, dict[str, Row]]] = field(default_factory=dict)  # reading → take → item → row
-    states: dict[str, Record] = field(default_factory=dict)
+    states: Records = field(default_factory=Records)
     failures: dict[str, Record] = field(default_factory=dict)  # by state or reading key; gone once it succeeds
     environments: dict[str, Record] = field(default_factory=dict)
 
@@ -75,31 +100,35 @@ class Store:
 
     def _read_index(self) -> Index:
         index = Index()
-        pending: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
-        for path in log.segments(self.log):
-            for number, text in log.lines(path):
-                if text.startswith(_ROW):
-                    pending[text[_KEY].decode()].append((f"{path} line {number}", text))
-                    continue
-                record = log.parse(text, f"{path} line {number}")
-                match record["is"]:
-                    case "seal":
-                        seal = Seal(**{name: record[name] for name in Seal.__dataclass_fields__})
-                        if seal.reading not in index.seals or seal.take > index.seals[seal.reading].take:
-                            index.seals[seal.reading] = seal
-                        pending.pop(seal.reading, None)
-                    case "state":
-                        index.states[record["state"]] = record
-                    case "failure":
-                        index.failures[record["of"]] = record
-                    case "open":
-                        index.environments[record["writer"]] = record["environment"]
-        for key in index.seals.keys() | index.states.keys():  # mended since, whatever the clocks of their writers say
-            index.failures.pop(key, None)
-        for reading, texts in pending.items():
-            for where, text in texts:
-                row = log.parse(text, where)
-                index.begun.setdefault(reading, {}).setdefault(row["take"], {}).setdefault(row["item"], row)
+        pending: dict[bytes, list[tuple[bytes, Path, int]]] = defaultdict(list)
+        measures: dict[bytes, Any] = {}  # equal ones are one object
+        for path, number, text in log.read(self.log):
+            if text.startswith(_ROW):
+                pending[text[_KEY]].append((text, path, number))
+                continue
+            if text.startswith(_STATE):
+                index.states.add(text[_STATE_KEY].decode(), text, path, number)
+                continue
+            record = log.parse(text, path, number)
+            match record["is"]:
+                case "seal":
+                    seal = Seal(*(record[name] for name in Seal.__dataclass_fields__))
+                    seal.measure = measures.setdefault(orjson.dumps(seal.measure), seal.measure)
+                    if seal.reading not in index.seals or seal.take > index.seals[seal.reading].take:
+                        index.seals[seal.reading] = seal
+                    pending.pop(seal.reading.encode(), None)
+                case "failure":
+                    index.failures[record["of"]] = record
+                case "open":
+                    index.environments[record["writer"]] = record["environment"]
+        for key in [key for key in index.failures if key in index.seals or key in index.states]:
+            del index.failures[key]  # mended since, whatever the clocks of their writers say
+        for texts in pending.values():
+            for place in texts:
+                row = log.parse(*place)
+                sealed = index.seals.get(row["reading"])
+                if sealed is None or row["take"] > sealed.take:
+                    index.begun.setdefault(row["reading"], {}).setdefault(row["take"], {}).setdefault(row["item"], row)
         return index
 
     def next_take(self, reading: str, force: bool = False) -> int | None:
@@ -110,21 +139,23 @@ class Store:
             return max(begun, sealed.take if sealed else -1) + 1
         return None if sealed else max(begun, 0)
 
-    def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, str, bytes]]:
-        """Key, place and text of every row of complete readings, in the take that counts."""
+    def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
+        """Key, text and place of every row of complete readings, in the take that counts. Some may come twice."""
         keys = set(self.index.seals) if readings is None else set(readings) & set(self.index.seals)
-        heads = {key: b'%b%b","take":%d,' % (_ROW, key.encode(), self.index.seals[key].take) for key in keys}
-        for path in log.segments(self.log):
-            for number, text in log.lines(path):
-                key = text[_KEY].decode(errors="replace")
-                if key in heads and text.startswith(heads[key]):
-                    yield key, f"{path} line {number}", text
+        heads = {
+            key.encode(): (key, b'%b%b","take":%d,' % (_ROW, key.encode(), self.index.seals[key].take)) for key in keys
+        }
+        nothing = "", b"\n"
+        for path, number, text in log.read(self.log):
+            key, head = heads.get(text[_KEY], nothing)
+            if text.startswith(head):
+                yield key, text, path, number
 
     def rows(self, readings: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows of complete readings, once each, as they were written."""
         seen: dict[str, set[str]] = defaultdict(set)
-        for key, where, text in self._lines(readings):
-            row = log.parse(text, where)
+        for key, *place in self._lines(readings):
+            row = log.parse(*place)
             if row["item"] not in seen[key]:
                 seen[key].add(row["item"])
                 yield row
@@ -133,12 +164,12 @@ class Store:
         """The same rows as a frame: a column for each field and one for the measure's name; missing is null."""
         import polars as pl
 
-        texts: dict[str, list[bytes]] = defaultdict(list)
-        for key, _, text in self._lines(readings):
-            texts[self.index.seals[key].measure["is"]].append(text)
+        texts: dict[str, bytearray] = defaultdict(bytearray)
+        for key, text, _, _ in self._lines(readings):
+            texts[self.index.seals[key].measure["is"]] += text
         frames = []
         for word in sorted(texts):
-            frame = pl.read_ndjson(b"".join(texts.pop(word)), infer_schema_length=None)
+            frame = pl.read_ndjson(bytes(texts.pop(word)), infer_schema_length=None)
             frame = frame.unique(["reading", "item"], keep="first", maintain_order=True)
             frames.append(frame.drop("is", "take").with_columns(measure=pl.lit(word.split("/")[1])))
         if not frames:
@@ -182,7 +213,7 @@ class Store:
         if state not in self.index.states:
             record = {"is": "state", "state": state, "trial": trial, "ledger": ledger}
             self._segment.append([record])
-            self.index.states[state] = record
+            self.index.states.add(state, log.line(record), self._segment.path)
             self.index.failures.pop(state, None)
 
     def fail(self, of: str, error: BaseException, trace: str) -> None:

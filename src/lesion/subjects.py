@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")  # and other weights that are not read
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # all of a repository but weights and code
-REPOSITORY = r"[\w.-]+(?:/[\w.-]+)?"
+REPOSITORY = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_.-]+)?"
 
 
 class SmolLM2(Subject):
@@ -342,7 +342,8 @@ def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
     ]
     if wrong := [*misshapen, *missing]:
         unknown = f" (it holds an unknown {min(info['unexpected_keys'])})" if info["unexpected_keys"] else ""
-        raise ValueError(f"{folder} does not fit a {kind}, {len(wrong)} weights are wrong: {wrong[0]}{unknown}")
+        said = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+        raise ValueError(f"{folder} does not fit a {kind}; wrong weights: {len(wrong)}, such as {said}{unknown}")
 
 
 def _tokenizer(folder: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:

@@ -442,7 +442,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_ctrl_c_says_so_and_the_same_command_goes_on(taken, tmp_path):
-    line = ["run", *LLAMA, "--new-tokens", "200", "--batch", "1", "--lab", tmp_path / "lab"]
+    line = ["run", *LLAMA, "--new-tokens", "100", "--batch", "1", "--lab", tmp_path / "lab"]
     running = process(*line)
     patience = time.monotonic() + 60
     while not any((tmp_path / "lab" / "log").glob("*.jsonl")) and time.monotonic() < patience:
