@@ -27,9 +27,7 @@ def asked(specimen):
 
 
 def ours(specimen, prompts):
-    return decode.continue_texts(
-        specimen.model, prompts, HOW, new_tokens=NEW, ends=frozenset(), seed=0, batch=PROMPTS
-    )
+    return decode.continue_texts(specimen.model, prompts, HOW, new_tokens=NEW, ends=frozenset(), seed=0, batch=PROMPTS)
 
 
 def theirs(specimen, prompts):
@@ -127,12 +125,16 @@ def main():
             seconds, found = timed(ours, specimen, prompts)
             times["ours"].append(seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        print(f"\nSmolLM2 {dtype}, {PROMPTS} prompts × {NEW} tokens, {options.threads} threads, {options.repeats} repeats")
+        print(
+            f"\nSmolLM2 {dtype}, {PROMPTS} prompts × {NEW} tokens, {options.threads} threads, {options.repeats} repeats"
+        )
         for name, seconds in medians.items():
             spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
             print(f"  {name:<13}{seconds:7.2f} s ({spread})  {PROMPTS * NEW / seconds:7.0f} tokens/s")
         print(f"  ratio        {medians['transformers'] / medians['ours']:7.2f} ×   (bar: 4)")
-        print(f"  log-probabilities differ from a plain forward by at most {agreement(specimen, prompts, found):.1e} nats")
+        print(
+            f"  log-probabilities differ from a plain forward by at most {agreement(specimen, prompts, found):.1e} nats"
+        )
         with Stopwatch() as watch:
             whole, _ = timed(ours, specimen, prompts)
         print("  where our time goes:")

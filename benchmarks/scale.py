@@ -4,8 +4,9 @@
 
 The trials are those of a large sweep: noise at site × dose × seed on a subject without a model, one measure of ten items
 each. The rows are of the shape and length of short answers, and are written through `Store` as a run writes them, once by
-one writer and once by many that open the lab together, as the jobs of an array do, each taking its share. No model is run. Every part is timed in a process
-of its own, whose largest resident memory is reported; importing is not timed, the machine's cache is warm.
+one writer and once by many that open the lab together, as the jobs of an array do, each taking its share. No model is
+run. Every part is timed in a process of its own (in brackets: seconds of processor time), whose largest resident memory
+is reported; importing is not timed, the machine's cache is warm.
 """
 
 from __future__ import annotations
@@ -110,13 +111,22 @@ def write(store: Store, asked: Sequence[Reading], ready: Sequence[list[dict[str,
 
 
 def plan(lab: Path, trials: int, writers: int) -> dict[str, float]:
-    """Builds the readings, asks an empty lab what is missing, and orders it as a tree."""
+    """Builds the readings and asks an empty lab what is missing."""
 
     def work() -> None:
-        store, asked = Store(lab), readings(trials)
-        missing = [reading for reading in asked if store.next_take(reading.key) is not None]
-        assert len(missing) == trials
-        (root,) = forest(missing)
+        store = Store(lab)
+        assert sum(store.next_take(reading.key) is not None for reading in readings(trials)) == trials
+
+    return timed(work)
+
+
+def tree(lab: Path, trials: int, writers: int) -> dict[str, float]:
+    """Orders the readings as the walk visits them."""
+    asked = readings(trials)
+    assert all(reading.key for reading in asked)
+
+    def work() -> None:
+        (root,) = forest(asked)
         assert len(root.children) == trials
 
     return timed(work)
@@ -177,7 +187,7 @@ def stream(lab: Path, trials: int, writers: int) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[Path, int, int], dict[str, float]]] = {
-    f.__name__: f for f in (plan, build, resume, summarise, stream)
+    f.__name__: f for f in (plan, tree, build, resume, summarise, stream)
 }
 
 
@@ -215,6 +225,7 @@ def table(trials: int, writers: int) -> Iterator[tuple[str, str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         one, many = Path(folder) / "one", Path(folder) / "many"
         yield f"plan {trials:,} trials", "5 s", said(measured("plan", one, trials, 1))
+        yield f"order {trials:,} trials as a tree", "", said(measured("tree", one, trials, 1))
         for lab, count in ((one, 1), (many, writers)):
             by = f"{count:,} writer{'s' if count > 1 else ''}"
             yield f"write {rows:,} rows, {by}", "", said(measured("build", lab, trials, count))

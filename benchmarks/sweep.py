@@ -5,21 +5,24 @@
 Ours is what the walk does: the weights are copied once; then, for each dose, the step is applied, the changed tensors are
 digested, the copy is written back, and the digests are taken again. The plain way is what one writes by hand: for each
 dose and parameter new noise of the parameter's shape (`randn_like`, `rand_like`) or a table of levels looked up by an
-int64 index, and `copy_` from a clone to restore; it proves nothing. Both run in turn in the same process, with a
-new seed in every repeat, and their medians are compared.
+int64 index, and `copy_` from a clone to restore; it proves nothing. Each way has a process of its own, because what one
+leaves behind in the heap changes the speed of the other; the two take turns, with a new seed in every repeat, and
+their medians are compared. One round before is left out: in it, memory is committed.
 
 The limit is what the machine allows for our work: every number drawn once, at the best rate of any generator measured in
-this run, and every byte that must move (28 a weight and dose: 12 to damage, 8 to undo, 4 for each digest) at the measured
-bandwidth of `copy_`. One warm-up round is left out, in which memory is committed.
+this run, and every byte that must move (28 a weight and dose: 12 to damage, 8 to undo, 4 for each of two digests) at the
+best bandwidth of `copy_` on the same tensors.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -40,8 +43,8 @@ SHAPE = {
     "num_key_value_heads": 3,
     "vocab_size": 260,
 }
-SIGMAS = SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
-LEVELS = (256, 64, 32, 16, 8)
+LAWS = {"noise": "normal", "ablate": "uniform"}
+DOSES = {"noise": (0.1, 0.2, 0.3, 0.4, 0.5), "ablate": (0.1, 0.2, 0.3, 0.4, 0.5), "quantise": (256, 64, 32, 16, 8)}
 
 
 def main() -> None:
@@ -49,77 +52,86 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.set_grad_enabled(False)
+    context = multiprocessing.get_context("spawn")
+    pools = {way: context.Pool(1, torch.set_num_threads, (chosen.threads,)) for way in ("ours", "plain", "rates")}
+    count = pools["rates"].apply(weight_count)
+    print(f"{count / 1e6:.1f} M weights in 90 tensors, {chosen.threads} threads, torch {torch.__version__}")
 
-    specimen = Scratch(architecture="llama", config=SHAPE).load()
-    touched = set(Noise(site="mlp", sigma=0.1).touches(specimen))
-    weights = {n: p.data for n, p in specimen.model.named_parameters() if n in touched}
-    count = sum(w.numel() for w in weights.values())
-    print(f"{len(weights)} tensors, {count / 1e6:.1f} M weights, {chosen.threads} threads, torch {torch.__version__}")
-
-    def steps(name: str, seed: int) -> list[Step]:
-        if name == "noise":
-            return [Noise(site="mlp", sigma=sigma, seed=seed) for sigma in SIGMAS]
-        if name == "ablate":
-            return [Ablate(site="mlp", share=share, seed=seed) for share in SHARES]
-        return [Quantise(site="mlp", levels=levels) for levels in LEVELS]
-
-    plain = {
-        "noise": lambda: sweep_plainly(weights, SIGMAS, lambda w, dose: w.mul_(1 + dose * torch.randn_like(w))),
-        "ablate": lambda: sweep_plainly(weights, SHARES, lambda w, dose: w.mul_(torch.rand_like(w) > dose)),
-        "quantise": lambda: sweep_plainly(weights, LEVELS, look_up),
-    }
-    law = {"noise": "normal", "ablate": "uniform"}
-    times: dict[str, list[float]] = {}
-    limits: dict[str, list[float]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
+    best: dict[str, float] = {}
     for repeat in range(chosen.repeats + 1):
-        bandwidth = copy_bandwidth()
-        for name, by_hand in plain.items():
-            row = {
-                "ours": timed(lambda name=name, seed=repeat: sweep(specimen, steps(name, seed))),
-                "plain": timed(by_hand),
-            }
-            drawn = count / draw_rate(law[name], chosen.threads) if name in law else 0.0
-            moved = count * (8 + (4 if name in law else 0) + 5 * 28) / bandwidth
-            if repeat:
-                limits.setdefault(name, []).append(drawn + moved)
-                for way, seconds in row.items():
-                    times.setdefault(f"{name} {way}", []).append(seconds)
+        for what, rate in pools["rates"].apply(rates, (chosen.threads,)).items():
+            best[what] = max(rate, best.get(what, 0.0))
+        for name in DOSES:
+            for way, act in (("ours", sweep), ("plain", sweep_plainly)):
+                seconds = pools[way].apply(act, (name, repeat))
+                if repeat:
+                    times.setdefault((name, way), []).append(seconds)
+    for pool in pools.values():
+        pool.terminate()
 
+    said = f"{best['normal'] / 1e6:.0f} M normals, {best['uniform'] / 1e6:.0f} M uniforms, {best['bytes'] / 1e9:.1f} GB"
+    print(f"in a second at best: {said}")
     print(f"{'5 doses':10}{'ours s':>9}{'plain s':>9}{'ratio':>7}{'limit s':>9}{'of limit':>10}{'spread of ours':>18}")
-    for name in plain:
-        ours, other = (statistics.median(times[f"{name} {way}"]) for way in ("ours", "plain"))
-        limit, all_ours = statistics.median(limits[name]), times[f"{name} ours"]
+    for name in DOSES:
+        all_ours = times[name, "ours"]
+        ours, plain = statistics.median(all_ours), statistics.median(times[name, "plain"])
+        drawn = count / best[LAWS[name]] if name in LAWS else 0.0
+        limit = drawn + count * (8 + (4 if name in LAWS else 0) + 5 * 28) / best["bytes"]
         spread = f"{min(all_ours):.3f} … {max(all_ours):.3f}"
-        print(f"{name:10}{ours:9.3f}{other:9.3f}{other / ours:6.1f}x{limit:9.3f}{limit / ours:9.0%}{spread:>18}")
+        print(f"{name:10}{ours:9.3f}{plain:9.3f}{plain / ours:6.1f}x{limit:9.3f}{limit / ours:9.0%}{spread:>18}")
 
 
-def sweep(specimen: Specimen, doses: list[Step]) -> None:
+@cache
+def bench() -> tuple[Specimen, dict[str, torch.Tensor]]:
+    """This process's model, and its mlp weights by name."""
+    torch.set_grad_enabled(False)
+    specimen = Scratch(architecture="llama", config=SHAPE).load()
+    names = Noise(site="mlp", sigma=0.1).touches(specimen)
+    return specimen, {name: specimen.model.get_parameter(name).data for name in names}
+
+
+def weight_count() -> int:
+    return sum(w.numel() for w in bench()[1].values())
+
+
+def sweep(name: str, seed: int) -> float:
     """As the walk does it."""
-    touched = doses[0].touches(specimen)
-    parameters = {name: specimen.model.get_parameter(name).data for name in touched}
-    saved = {name: tensor.clone() for name, tensor in parameters.items()}
-    healthy = None
-    for step in doses:
-        step.apply(specimen)
-        digests(specimen.model, touched)
-        for name, tensor in parameters.items():
-            tensor.copy_(saved[name])
-        found = digests(specimen.model, touched)
+    specimen, weights = bench()
+    make: Callable[[float], Step] = {
+        "noise": lambda dose: Noise(site="mlp", sigma=dose, seed=seed),
+        "ablate": lambda dose: Ablate(site="mlp", share=dose, seed=seed),
+        "quantise": lambda dose: Quantise(site="mlp", levels=int(dose)),
+    }[name]
+    started, healthy = time.perf_counter(), None
+    saved = {key: w.clone() for key, w in weights.items()}
+    for dose in DOSES[name]:
+        make(dose).apply(specimen)
+        digests(specimen.model, weights)
+        for key, w in weights.items():
+            w.copy_(saved[key])
+        found = digests(specimen.model, weights)
         healthy = healthy or found
         assert found == healthy
+    return time.perf_counter() - started
 
 
-def sweep_plainly(
-    weights: dict[str, torch.Tensor], doses: tuple[float, ...], damage: Callable[[torch.Tensor, float], object]
-) -> None:
-    saved = {name: w.clone() for name, w in weights.items()}
-    for dose in doses:
+def sweep_plainly(name: str, seed: int) -> float:
+    _, weights = bench()
+    damage: Callable[[torch.Tensor, float], object] = {
+        "noise": lambda w, dose: w.mul_(1 + dose * torch.randn_like(w)),
+        "ablate": lambda w, dose: w.mul_(torch.rand_like(w) > dose),
+        "quantise": look_up,
+    }[name]
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    saved = {key: w.clone() for key, w in weights.items()}
+    for dose in DOSES[name]:
         for w in weights.values():
             damage(w, dose)
-        for name, w in weights.items():
-            w.copy_(saved[name])
+        for key, w in weights.items():
+            w.copy_(saved[key])
+    return time.perf_counter() - started
 
 
 def look_up(w: torch.Tensor, levels: float) -> None:
@@ -129,22 +141,22 @@ def look_up(w: torch.Tensor, levels: float) -> None:
     w.copy_(table[index])
 
 
-def timed(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
+def rates(threads: int) -> dict[str, float]:
+    """Numbers drawn, and bytes read and written, in a second."""
+    weights = list(bench()[1].values())
+    saved = [w.clone() for w in weights]
 
+    def copy() -> None:
+        for w, was in zip(weights, saved, strict=True):
+            w.copy_(was)
 
-def copy_bandwidth() -> float:
-    """Bytes read and written in a second by `copy_` of 320 MB, the best of five."""
-    source = torch.ones(80_000_000)
-    target = source.clone()
-    return 2 * source.nbytes / min(timed(lambda: target.copy_(source)) for _ in range(5))
+    moved = 2 * 4 * weight_count() / min(timed(copy) for _ in range(5))
+    return {"normal": draw_rate("normal", threads), "uniform": draw_rate("uniform", threads), "bytes": moved}
 
 
 def draw_rate(law: str, threads: int) -> float:
-    """Numbers in a second, by the faster of torch's generator and ours, each on all threads into memory in the cache."""
-    rounds = 64
+    """By the faster of torch's generator and ours, each on all threads, into memory in the cache."""
+    rounds = 16
 
     def torch_draws(number: int) -> None:
         out, generator = torch.empty(BLOCK), torch.Generator().manual_seed(number)
@@ -166,6 +178,12 @@ def draw_rate(law: str, threads: int) -> float:
 
     best = min(timed(lambda work=work: together(work)) for work in (torch_draws, our_draws) for _ in range(3))
     return threads * rounds * BLOCK / best
+
+
+def timed(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

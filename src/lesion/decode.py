@@ -76,7 +76,7 @@ def continue_texts(
     slots = min(batch, len(prompts))
     while True:
         try:
-            with inference(model, slots):
+            with inference(model):
                 return _run(model, prompts, how, new_tokens, ends, seed, slots)
         except Exception as error:
             if not _is_out_of_memory(error) or slots == 1:

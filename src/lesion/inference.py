@@ -25,7 +25,8 @@ from transformers.masking_utils import sdpa_mask
 PACK_LIMIT = (
     4 * 2**30
 )  # bytes of weights up to which a packed copy is made; a constant, so that results do not depend on load
-COLUMNS = 32  # the cache grows by so many positions
+ROWS = 512  # tokens in a product that packing is made for; it serves few rows as well, and many better than the reverse
+COLUMNS = 16  # the cache grows by so many positions
 
 
 class SlotCache(Cache):
@@ -140,7 +141,9 @@ def grouped_attention(
             attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
         if not attention_mask.is_floating_point():
             attention_mask = torch.zeros_like(scores).masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
-        out = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(value.dtype) @ value.repeat_interleave(heads // groups, 1)
+        out = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(value.dtype) @ value.repeat_interleave(
+            heads // groups, 1
+        )
         return out.transpose(1, 2), None
     causal = attention_mask is None and t > 1 and getattr(module, "is_causal", True)
     out = F.scaled_dot_product_attention(
@@ -154,8 +157,8 @@ AttentionMaskInterface.register("lesion", sdpa_mask)  # without it transformers 
 
 
 @contextmanager
-def inference(model: PreTrainedModel, rows: int = 64) -> Iterator[None]:
-    """Arranges a model for inference for the length of a `with` block; `rows` is the usual number of tokens in a product.
+def inference(model: PreTrainedModel) -> Iterator[None]:
+    """Arranges a model for inference for the length of a `with` block.
 
     Weights must not change inside the block: packed copies are made of them.
     """
@@ -167,7 +170,7 @@ def inference(model: PreTrainedModel, rows: int = 64) -> Iterator[None]:
             model.set_attn_implementation("lesion")
         try:
             if model.device.type == "cpu":
-                _arrange(model, rows, patched)
+                _arrange(model, patched)
             yield
         finally:
             for module in patched:
@@ -176,7 +179,7 @@ def inference(model: PreTrainedModel, rows: int = 64) -> Iterator[None]:
                 model.set_attn_implementation(before)
 
 
-def _arrange(model: nn.Module, rows: int, patched: list[nn.Module]) -> None:
+def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
     pack = sum(p.numel() * p.element_size() for p in model.parameters()) <= PACK_LIMIT
     done: set[nn.Module] = set()
     for module in model.modules():
@@ -185,9 +188,9 @@ def _arrange(model: nn.Module, rows: int, patched: list[nn.Module]) -> None:
         forward = None
         if type(module).__name__ in _LAYERS and all(map(_plain, module.modules())):
             done.update(module.modules())
-            forward = _layer(module, rows, pack)
+            forward = _layer(module, pack)
         elif _is_linear(module):
-            product = _linear([module], rows, pack)
+            product = _linear([module], pack)
             forward = lambda self, input, product=product: product(input)  # noqa: E731
         if forward is not None:
             module.forward = types.MethodType(forward, module)
@@ -209,33 +212,29 @@ def _is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
 
 
-def _linear(modules: list[nn.Linear], rows: int, pack: bool) -> Callable[..., torch.Tensor]:
-    """x ↦ x·[W₁; W₂; …]ᵀ + [b₁; b₂; …] as one oneDNN product, and (x, y) ↦ the same + y."""
+def _linear(modules: list[nn.Linear], pack: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x ↦ x·[W₁; W₂; …]ᵀ + [b₁; b₂; …] as one oneDNN product."""
     if len(modules) > 1 and not pack:  # stacking would copy the weights for nothing
-        parts = [_linear([m], rows, pack) for m in modules]
+        parts = [_linear([m], pack) for m in modules]
         return lambda x: torch.cat([part(x) for part in parts], -1)
     weight = torch.cat([m.weight.detach() for m in modules]) if len(modules) > 1 else modules[0].weight.detach()
     biases = [m.bias.detach() for m in modules if m.bias is not None]
     assert len(biases) in (0, len(modules)), "projections that read the same input have biases all or none"
     bias = torch.cat(biases) if biases else None
     if pack:
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
     product = torch.ops.mkldnn._linear_pointwise
-
-    def multiply(x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        return product(x, weight, bias, "none", [], "") if y is None else product(x, y, weight, bias, "add")
-
-    return multiply
+    return lambda x: product(x, weight, bias, "none", [], "")
 
 
-def _layer(module: Any, rows: int, pack: bool) -> Callable[..., torch.Tensor]:
+def _layer(module: Any, pack: bool) -> Callable[..., torch.Tensor]:
     """A pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms, half-split rotation of queries and
-    keys (Su et al. 2021), grouped heads and a gated mlp. Projections of the same input are one product, queries and
-    keys are rotated together, and each residual sum is part of the product before it."""
+    keys (Su et al. 2021), grouped heads and a gated mlp. Projections of the same input are one product, and queries
+    and keys are rotated together."""
     attention, mlp = module.self_attn, module.mlp
-    project = _linear([attention.q_proj, attention.k_proj, attention.v_proj], rows, pack)
+    project = _linear([attention.q_proj, attention.k_proj, attention.v_proj], pack)
     output, gate_up, down = (
-        _linear(some, rows, pack) for some in ([attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])
+        _linear(some, pack) for some in ([attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])
     )
     d = attention.head_dim
     heads, groups = attention.q_proj.out_features // d, attention.k_proj.out_features // d
@@ -266,8 +265,8 @@ def _layer(module: Any, rows: int, pack: bool) -> Callable[..., torch.Tensor]:
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
         out, _ = grouped_attention(attention, query, key, value, attention_mask, scaling=attention.scaling)
-        x = output(out.reshape(b, t, -1), x)
+        x = x + output(out.reshape(b, t, -1))
         gate, up = gate_up(norm(x, second)).chunk(2, -1)
-        return down(mlp.act_fn(gate).mul_(up), x)
+        return x + down(mlp.act_fn(gate).mul_(up))
 
     return forward

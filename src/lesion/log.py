@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import psutil
 
 Record = dict[str, Any]
 
-COMPACT_AT = 16  # closed segments of one kind that are worth merging
+COMPACT_AT = 16  # closed segments of one level that are worth merging
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
@@ -162,10 +163,15 @@ def compact(folder: Path) -> None:
 
 
 def _compact(folder: Path) -> None:
-    for suffix in (".jsonl", ".parquet"):
-        closed = [p for p in segments(folder) if p.suffix == suffix and (suffix == ".parquet" or _is_closed(p))]
-        if len(closed) >= COMPACT_AT:
-            _merge(folder, closed)
+    """Each merge adds a part to a name. Only segments of equally long names are merged, so that no line is rewritten
+    more often than the logarithm of the number of writers."""
+    levels: dict[int, list[Path]] = defaultdict(list)
+    for path in segments(folder):
+        if path.suffix == ".parquet" or _is_closed(path):
+            levels[path.stem.count("-")].append(path)
+    for sources in levels.values():
+        if len(sources) >= COMPACT_AT:
+            _merge(folder, sources)
     merged = {name for p in folder.glob("*.parquet") for name in _sources(p)}
     for name in merged:
         (folder / name).unlink(missing_ok=True)

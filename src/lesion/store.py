@@ -17,6 +17,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,12 +165,12 @@ class Store:
         """The same rows as a frame: a column for each field and one for the measure's name; missing is null."""
         import polars as pl
 
-        texts: dict[str, bytearray] = defaultdict(bytearray)
+        texts: dict[str, BytesIO] = defaultdict(BytesIO)
         for key, text, _, _ in self._lines(readings):
-            texts[self.index.seals[key].measure["is"]] += text
+            texts[self.index.seals[key].measure["is"]].write(text)
         frames = []
         for word in sorted(texts):
-            frame = pl.read_ndjson(bytes(texts.pop(word)), infer_schema_length=None)
+            frame = pl.read_ndjson(texts.pop(word).getvalue(), infer_schema_length=None)
             frame = frame.unique(["reading", "item"], keep="first", maintain_order=True)
             frames.append(frame.drop("is", "take").with_columns(measure=pl.lit(word.split("/")[1])))
         if not frames:

@@ -101,7 +101,9 @@ class Trial(Spec):
     steps: tuple[Step, ...] = ()
 
     def __rshift__(self, step: Step) -> Trial:
-        return Trial(subject=self.subject, steps=(*self.steps, step))
+        if not isinstance(step, Step):
+            raise ValueError(f"a trial goes on with a step, not with {step!r}")
+        return Trial.model_construct(subject=self.subject, steps=(*self.steps, step))  # whose parts are valid already
 
     @cached_property
     def key(self) -> str:  # type: ignore[override]

@@ -16,7 +16,11 @@ from lesion import measures, packaged, steps
 
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
 EXAMPLES: dict[str, list[Step | Measure]] = {
-    "noise": [steps.Noise(site=s, sigma=0.3, law=k, seed=1) for s in SITES for k in ("multiplicative", "additive", "lognormal")],
+    "noise": [
+        steps.Noise(site=s, sigma=0.3, law=k, seed=1)
+        for s in SITES
+        for k in ("multiplicative", "additive", "lognormal")
+    ],
     "ablate": [
         *(steps.Ablate(site=s, share=0.4, seed=2) for s in SITES),
         *(steps.Ablate(site=s, share=0.4, order=o) for s in SITES for o in ("largest", "smallest")),
@@ -78,7 +82,11 @@ def test_a_step_changes_exactly_what_it_reports_and_its_undo_restores_every_bit(
 def test_nested_steps_on_overlapping_sites_are_undone_in_order(family):
     bench = specimen(family)
     before = digests(bench.specimen.model)
-    first, second, third = steps.Noise(site="all", sigma=0.5), steps.Ablate(site="mlp", share=0.5), steps.Quantise(site="embedding", levels=3)
+    first, second, third = (
+        steps.Noise(site="all", sigma=0.5),
+        steps.Ablate(site="mlp", share=0.5),
+        steps.Quantise(site="embedding", levels=3),
+    )
     with bench.applied(first):
         inside = digests(bench.specimen.model)
         for step in (second, third, second):
@@ -135,7 +143,13 @@ def changes(value):
         return [value + 1]
     if isinstance(value, float):
         return [math.nextafter(value, math.inf), math.nextafter(value, -math.inf), value / 2]
-    return [*(v for v in ("multiplicative", "additive", "largest", "smallest", "symmetric", "output", "head", "mlp@1") if v != value)]
+    return [
+        *(
+            v
+            for v in ("multiplicative", "additive", "largest", "smallest", "symmetric", "output", "head", "mlp@1")
+            if v != value
+        )
+    ]
 
 
 def test_a_subject_a_step_and_a_measure_each_make_another_reading():

@@ -30,7 +30,9 @@ def test_a_shared_prefix_is_walked_once(lab):
 
 
 def test_a_state_reads_the_same_whatever_was_visited_before_it(lab, tmp_path):
-    trials = [A >> steps.Noise(site="attention.value", sigma=s, seed=1) >> TestShift(by=b) for s in (0.1, 0.5) for b in (1, 2)]
+    trials = [
+        A >> steps.Noise(site="attention.value", sigma=s, seed=1) >> TestShift(by=b) for s in (0.1, 0.5) for b in (1, 2)
+    ]
     together = totals(lab, [A, *trials])
     for number, trial in enumerate(trials):
         assert totals(Lab(tmp_path / f"alone{number}"), [trial]) == {str(trial): together[str(trial)]}
@@ -153,5 +155,3 @@ def test_tied_weights_are_one_tensor_and_the_ledger_says_so(lab):
     loaded, step = state["ledger"]
     assert loaded["tied"] == {"model.embed_tokens.weight": ["lm_head.weight"]}
     assert step["changed"] == ["model.embed_tokens.weight"]
-
-

@@ -21,7 +21,18 @@ from lesion.store import Store
 SRC = str(Path(cli.__file__).parents[1])
 SMALL = ["--prompts", "4", "--new-tokens", "6", "--documents", "2", "--tokens", "40", "--repeats", "2"]
 LLAMA = ["degrade", "--subject", "tiny-llama", *SMALL, "--site", "mlp", "--doses", "0", "0.3"]
-NEOX = ["degrade", "--subject", "tiny-gpt-neox", *SMALL, "--site", "attention.value", "--method", "ablation", "--doses", "0.5"]
+NEOX = [
+    "degrade",
+    "--subject",
+    "tiny-gpt-neox",
+    *SMALL,
+    "--site",
+    "attention.value",
+    "--method",
+    "ablation",
+    "--doses",
+    "0.5",
+]
 READINGS = 1 + 2 + 2 + 2  # perplexity of the undamaged model once, of the damaged ones by seed; generations by seed
 
 
@@ -128,7 +139,9 @@ def test_plan_run_and_report_understand_the_same_line(lesion, tmp_path):
     said = lesion("plan", *line)
     assert said.code == 0 and not (tmp_path / "there").exists(), "a plan writes nothing"
     assert "1 states" not in said.out and re.search(r"^states +3, of which 3 must be visited$", said.out, re.MULTILINE)
-    assert re.search(r"^readings +3 of perplexity \(3 to take\), 4 of generation \(4 to take\)$", said.out, re.MULTILINE)
+    assert re.search(
+        r"^readings +3 of perplexity \(3 to take\), 4 of generation \(4 to take\)$", said.out, re.MULTILINE
+    )
     assert re.search(r"^time +about \d+ s \(guessed", said.out, re.MULTILINE)
     assert re.search(r"^memory +about \d+ MiB: weights \d+ KiB", said.out, re.MULTILINE)
     assert lesion("run", *line).code == 0
@@ -227,7 +240,9 @@ def test_show_takes_the_beginning_of_any_key(lab, lesion):
 
 def test_what_a_model_wrote_cannot_steer_the_terminal(lab, lesion):
     (segment,) = (lab / "log").glob("*.jsonl")
-    text = re.sub(r'"text":"(?:[^"\\]|\\.)*"', r'"text":"\\u001b[31m[red]x[/red]\\n\\u202e\\u0007"', segment.read_text())
+    text = re.sub(
+        r'"text":"(?:[^"\\]|\\.)*"', r'"text":"\\u001b[31m[red]x[/red]\\n\\u202e\\u0007"', segment.read_text()
+    )
     segment.write_text(text)
     key = next(k for k, s in Store(lab).index.seals.items() if s.measure["is"] == "measure/generation")
     said = lesion("show", key)
@@ -255,7 +270,11 @@ def test_a_state_becomes_a_transformers_directory_with_just_these_weights(lesion
     assert lesion("run", *LLAMA[:3], *SMALL, "--site", "embedding", "--doses", "0.3").code == 0
     intact = Scratch(architecture="tiny-llama").load()
     index = Store("lab").index
-    (key,) = (k for k, s in index.states.items() if word in json.dumps(s["trial"])) if "seed" in word else (intact.trial.key,)
+    (key,) = (
+        (k for k, s in index.states.items() if word in json.dumps(s["trial"]))
+        if "seed" in word
+        else (intact.trial.key,)
+    )
     before = files("lab")
     assert lesion("export", key[:12], tmp_path / "out").code == 0
     assert files("lab") == before
@@ -293,7 +312,9 @@ def test_nothing_is_overwritten_by_an_export(lab, lesion, what):
     for target in ("file", "folder", "link", "no/such/folder"):
         said = lesion("export", key_of(lab, '"seed": 43') if what == "state" else "rows", target)
         assert said.code == 2 and said.out == ""
-        assert ("no folder no/such" if "no/" in target else f"{target} exists already; nothing was overwritten") in said.err
+        assert (
+            "no folder no/such" if "no/" in target else f"{target} exists already; nothing was overwritten"
+        ) in said.err
     assert files(Path()) == before and not any(Path("folder").iterdir())
 
 
@@ -393,7 +414,14 @@ def test_a_lab_that_cannot_be_read_is_named_and_left_as_it_is(lab, lesion):
     text = segment.read_bytes().splitlines(keepends=True)
     segment.write_bytes(b"".join([*text[:2], b"garbage\n", *text[2:]]))
     before = files(Path())
-    for words in (["status"], ["run", *LLAMA], ["plan", *LLAMA], ["report", *LLAMA], ["show", "a"], ["export", "rows", "o"]):
+    for words in (
+        ["status"],
+        ["run", *LLAMA],
+        ["plan", *LLAMA],
+        ["report", *LLAMA],
+        ["show", "a"],
+        ["export", "rows", "o"],
+    ):
         said = lesion(*words)
         assert said.code == 2 and f"{segment.name} line 3 cannot be read" in said.err and said.err.count("\n") == 1
     assert files(Path()) == before
@@ -428,8 +456,13 @@ def test_the_help_of_a_study_is_complete(lesion, command):
 
 
 def test_help_imports_nothing_heavy():
-    script = "import sys; from lesion import cli\ntry: cli.main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
-    for words, heavy in ((["--help"], None), (["run", "degrade", "--help"], {"torch", "transformers", "polars", "rich"})):
+    script = (
+        "import sys; from lesion import cli\ntry: cli.main(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    for words, heavy in (
+        (["--help"], None),
+        (["run", "degrade", "--help"], {"torch", "transformers", "polars", "rich"}),
+    ):
         done = process(*words, python=["-c", script])
         out, err = done.communicate(timeout=60)
         loaded = {name.split(".")[0] for name in err.split()}
@@ -500,7 +533,11 @@ def test_the_logs_of_many_runs_become_one(tmp_path):
     host = Store(tmp_path).writer.split("-")[1]
     for number in range(commands.LOGS):
         (folder / f"20250101T0000{number:02}-{host}-{2**22 + number}-abc.log").write_text(f"run {number}\n")
-    living = [folder / f"x-{host}-{os.getpid()}-abc.log", folder / "x-elsewhere-1-abc.log", folder / f"x-{host}-{2**22}-abc.log"]
+    living = [
+        folder / f"x-{host}-{os.getpid()}-abc.log",
+        folder / "x-elsewhere-1-abc.log",
+        folder / f"x-{host}-{2**22}-abc.log",
+    ]
     for path in living:
         path.write_text("still running\n")
     living[2].with_suffix(".jsonl").write_text("")

@@ -34,7 +34,9 @@ def model_of(family):
 def prompts(n=13, seed=0, shared=3, longest=70):
     chance = np.random.default_rng(seed)
     head = tuple(range(60, 60 + shared))
-    return [Prompt(f"p{i}", head + tuple(map(int, chance.integers(0, 255, chance.integers(1, longest))))) for i in range(n)]
+    return [
+        Prompt(f"p{i}", head + tuple(map(int, chance.integers(0, 255, chance.integers(1, longest))))) for i in range(n)
+    ]
 
 
 def generated(model, prompt, n, ends):
@@ -66,7 +68,7 @@ def test_the_arranged_forward_is_the_models_own(family):
     ids = torch.randint(0, 255, (3, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-    with inference(model, 120):
+    with inference(model):
         arranged = model(input_ids=ids).logits
     torch.testing.assert_close(arranged, plain, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
@@ -87,7 +89,9 @@ def test_a_hooked_module_keeps_its_own_forward():
 
 def test_log_probabilities_are_those_of_the_untempered_model():
     model, (asked, *_) = model_of("tiny-llama"), prompts()
-    (c,) = continue_texts(model, [asked], Sampling(temperature=0.7, top_k=5), new_tokens=8, ends=frozenset(), seed=1, batch=1)
+    (c,) = continue_texts(
+        model, [asked], Sampling(temperature=0.7, top_k=5), new_tokens=8, ends=frozenset(), seed=1, batch=1
+    )
     ids = torch.tensor([[*asked.tokens, *c.tokens]])
     with torch.no_grad():
         expected = model(input_ids=ids).logits[0].double().log_softmax(-1)
@@ -110,7 +114,8 @@ def test_batch_size_and_order_do_not_touch_the_texts(how):
 def test_the_same_call_gives_the_same_bits():
     model, asked = model_of("tiny-gpt2"), prompts(9)
     call = lambda seed: [  # noqa: E731
-        (c.tokens, c.logprobs) for c in continue_texts(model, asked, Sampling(), new_tokens=9, ends=frozenset(), seed=seed, batch=4)
+        (c.tokens, c.logprobs)
+        for c in continue_texts(model, asked, Sampling(), new_tokens=9, ends=frozenset(), seed=seed, batch=4)
     ]
     assert call(1) == call(1) and call(1) != call(2)
 
@@ -170,7 +175,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch, caplog):
 
     def tight(*args):
         if args[-1] > 2:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+            )
         return run(*args)
 
     monkeypatch.setattr(decode, "_run", tight)
@@ -189,7 +196,12 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     ("asked", "new", "said"),
-    [([], 5, "no prompts"), ([Prompt("a", ())], 5, "'a' has no tokens"), ([Prompt("long", (1,) * 250)], 10, "'long'.*context of 256"), ([Prompt("a", (1,))], 0, "at least one")],
+    [
+        ([], 5, "no prompts"),
+        ([Prompt("a", ())], 5, "'a' has no tokens"),
+        ([Prompt("long", (1,) * 250)], 10, "'long'.*context of 256"),
+        ([Prompt("a", (1,))], 0, "at least one"),
+    ],
 )
 def test_bad_prompts_are_refused_by_name(asked, new, said):
     with pytest.raises(ValueError, match=said):

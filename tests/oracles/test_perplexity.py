@@ -10,7 +10,16 @@ from lesion.measures.perplexity import BATCH_TOKENS, Perplexity, Window, batches
 from lesion.subjects import Scratch
 from lesion.texts import corpus
 
-FAMILIES = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-gpt2", "tiny-gpt-neox", "tiny-opt", "tiny-gemma3-text", "tiny-gemma3"]
+FAMILIES = [
+    "tiny-llama",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-gpt2",
+    "tiny-gpt-neox",
+    "tiny-opt",
+    "tiny-gemma3-text",
+    "tiny-gemma3",
+]
 
 
 def sharpened(family):

@@ -17,7 +17,11 @@ from words import TestQuotes, TestShift
 from lesion import Scratch
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=["Cs"])),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
@@ -80,7 +84,12 @@ def test_specs_are_frozen_strict_and_keyword_only():
 
 
 def test_quoted_sentences_go_round_trip():
-    reading = Reading(trial=Scratch() >> TestShift(), measure=TestQuotes(other=Reading(trial=Scratch(), measure=TestQuotes(other=Reading(trial=Scratch(), measure=_norms())))))
+    reading = Reading(
+        trial=Scratch() >> TestShift(),
+        measure=TestQuotes(
+            other=Reading(trial=Scratch(), measure=TestQuotes(other=Reading(trial=Scratch(), measure=_norms())))
+        ),
+    )
     again = Reading.from_json(json.loads(json.dumps(reading.to_json())))
     assert again == reading and again.key == reading.key
     assert [type(q) for q in again.measure.quotes()] == [Reading]

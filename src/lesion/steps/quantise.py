@@ -51,12 +51,12 @@ def grid(low: Ends, high: Ends, levels: int, reach: Ends | None = None) -> tuple
     return -(delta * ((levels - 1) / 2)), delta
 
 
-def snap(w: Weights, first: Ends, delta: Ends, levels: int) -> None:
+def snap(w: Weights, first: Ends, delta: Ends, levels: int, *, clip: bool = True) -> None:
     """Moves w onto a grid, in place. Halves round to even; where Δ is 0, w is on its grid already and stays.
 
         w ← first + Δ·clamp(round((w - first)/Δ), 0, N - 1)
 
-    first, Δ: broadcast against w, and of its type.
+    first, Δ: broadcast against w, and of its type. clip=False saves the clamp where no weight lies beyond the grid.
     """
     constant = delta == 0
     was = w.copy() if constant.any() else w
@@ -64,7 +64,8 @@ def snap(w: Weights, first: Ends, delta: Ends, levels: int) -> None:
     w -= first
     w /= delta
     np.rint(w, out=w)
-    np.clip(w, 0, levels - 1, out=w)
+    if clip:
+        np.clip(w, 0, levels - 1, out=w)
     w *= delta
     w += first
     if was is not w:
@@ -133,7 +134,7 @@ class Quantise(Step):
         grids = each(self._grid, by_view(blocks))
 
         def work(block: Block) -> tuple[float, float]:
-            return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels))
+            return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels, clip=self._clips))
 
         weight, change = total(each(work, blocks))
         return facts(views, weight, change, constant=sum(int(delta[0] == 0) for _, delta in grids))
@@ -166,9 +167,13 @@ class Quantise(Step):
                 reach = np.partition(np.abs(w), rank, axis=1)[:, rank : rank + 1]
             first, delta = grid(low, high, self.levels, reach)
             constant = int((delta == 0).sum())
-            snap(w, first, delta, self.levels)
+            snap(w, first, delta, self.levels, clip=self._clips)
 
         return *rewrite(rows, act), constant
+
+    @property
+    def _clips(self) -> bool:
+        return self.scheme == "percentile"
 
     def _rank(self, size: int) -> int:
         """Of the percentile among `size` sorted magnitudes, from 0."""
