@@ -1,11 +1,11 @@
 """Lesion: a laboratory for controlled interventions on language models.
 
-    from lesion import Lab, SmolLM2
-    from lesion.steps import Noise
-    from lesion.measures import Perplexity
+from lesion import Lab, SmolLM2
+from lesion.steps import Noise
+from lesion.measures import Perplexity
 
-    damaged = SmolLM2() >> Noise(site="mlp", sigma=0.3, seed=1)
-    table = Lab("lab").read([SmolLM2(), damaged], [Perplexity(corpus="austen")])
+damaged = SmolLM2() >> Noise(site="mlp", sigma=0.3, seed=1)
+table = Lab("lab").read([SmolLM2(), damaged], [Perplexity(corpus="austen")])
 """
 
 from importlib import import_module

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -115,7 +115,7 @@ def status(options: argparse.Namespace, rest: list[str]) -> int:
 def show(options: argparse.Namespace, rest: list[str]) -> int:
     store = _existing(options)
     index = store.index
-    key = _match(options.key, {**index.states, **index.seals, **index.begun, **index.failures})
+    key = _match(options.key, {*index.states, *index.seals, *index.begun, *index.failures})
     if key in index.states:
         state = index.states[key]
         say(json.dumps({"state": key, "trial": state["trial"], "ledger": state["ledger"]}, indent=2))
@@ -207,12 +207,13 @@ def _sentence(trial: dict[str, Any]) -> str:
     return " >> ".join(said)
 
 
-def _match(beginning: str, known: dict[str, Any]) -> str:
+def _match(beginning: str, known: Iterable[str]) -> str:
     found = [key for key in known if key.startswith(beginning)]
     if len(found) != 1:
-        some = ", ".join(key[:KEY] for key in (found or list(known))[:8])
+        known = found or list(known)
+        some = ", ".join(key[:KEY] for key in known[:8])
         what = f"{len(found)} keys begin with {beginning!r}" if found else f"no key begins with {beginning!r}"
-        raise ValueError(f"{what}; there are: {some or 'none at all'}{', …' if len(found or known) > 8 else ''}")
+        raise ValueError(f"{what}; there are: {some or 'none at all'}{', …' if len(known) > 8 else ''}")
     return found[0]
 
 

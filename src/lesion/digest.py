@@ -33,7 +33,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """Digest of dtype, shape and bytes; of the bits, so that NaN equals itself and -0.0 differs from 0.0."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     state = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    state.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    if flat.numel():
+        state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

@@ -83,9 +83,9 @@ class SlotCache(Cache):
             for whole, new in ((keys, key_states), (values, value_states)):
                 whole.view(-1, whole.shape[-1]).index_copy_(0, index, new.reshape(-1, whole.shape[-1]))
             return keys, values
-        index = self.slots[:, None], slice(None), self.at
-        keys[index] = key_states.transpose(1, 2)
-        values[index] = value_states.transpose(1, 2)
+        places = self.slots[:, None], slice(None), self.at
+        keys[places] = key_states.transpose(1, 2)
+        values[places] = value_states.transpose(1, 2)
         return (keys, values) if self.whole else (keys[self.slots], values[self.slots])
 
     def _places(self, heads: int) -> torch.Tensor:
@@ -189,7 +189,7 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
         if type(module).__name__ in _LAYERS and all(map(_plain, module.modules())):
             done.update(module.modules())
             forward = _layer(module, pack)
-        elif _is_linear(module):
+        elif isinstance(module, nn.Linear) and _is_linear(module):
             product = _linear([module], pack)
             forward = lambda self, input, product=product: product(input)  # noqa: E731
         if forward is not None:

@@ -14,12 +14,15 @@ files however long it lives.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,9 @@ import psutil
 
 Record = dict[str, Any]
 
-COMPACT_AT = 16  # closed segments of one level that are worth merging
+COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
+BATCH = 65536  # lines that are written at a time
+ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
@@ -101,34 +106,46 @@ def parse(text: bytes, path: Path, number: int) -> Record:
     return record
 
 
-def segments(folder: Path) -> list[Path]:
-    """All segments, oldest first. One that was already merged, but not yet removed, is left out."""
+def segments(folder: Path) -> dict[Path, dict[str, int | None]]:
+    """All files of a log, oldest first, each with the segments it holds and how many lines of them (None: to its end)."""
     if not folder.is_dir():
-        return []
-    found = sorted(p for p in folder.iterdir() if p.suffix in (".jsonl", ".parquet"))
+        return {}
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet"))
     try:
-        merged = {name for p in found if p.suffix == ".parquet" for name in _sources(p)}
-    except FileNotFoundError:  # it was merged itself, just now
+        return {path: _held(path) if path.suffix == ".parquet" else {path.name: None} for path in found}
+    except FileNotFoundError:  # it was merged just now
         return segments(folder)
-    return [p for p in found if p.name not in merged]
 
 
 def read(folder: Path) -> Iterator[tuple[Path, int, bytes]]:
-    """Every line of every segment, with its place.
-
-    A segment that another process compacts just now is read where it went. Some lines then come twice; none is lost.
-    """
-    done: set[str] = set()
-    while left := [path for path in segments(folder) if path.name not in done]:
-        for path in left:
+    """Every complete line of a log once, with its place, also while others write and compact it."""
+    done: dict[str, None] = {}  # segments, in the order in which they were read
+    waiting = True
+    while waiting:
+        waiting = False
+        for path, held in segments(folder).items():
+            if held.keys() <= done.keys():
+                continue
             try:
-                for number, text in lines(path):
-                    yield path, number, text
-            except FileNotFoundError:
+                for part in _parts(path, held, done):
+                    for number, text in part:
+                        yield path, number, text
+            except FileNotFoundError:  # merged just now: its lines are elsewhere
                 if os.path.lexists(path):
                     raise
-                break
-            done.add(path.name)
+                waiting = True
+
+
+def _parts(path: Path, held: dict[str, int | None], done: dict[str, None]) -> Iterator[Iterator[tuple[int, bytes]]]:
+    """The numbered lines of each segment in a file that is not among those done, where it is entered after it was read."""
+    numbered = lines(path)
+    for name, count in held.items():
+        part = islice(numbered, count)
+        if name in done:
+            deque(part, maxlen=0)
+            continue
+        yield part
+        done[name] = None
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -155,46 +172,56 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def compact(folder: Path) -> None:
-    """Merges the segments of writers that are gone: written aside, synced, renamed, and only then the sources go."""
+    """Merges the segments of writers that are gone: written aside, synced, renamed, and only then the sources go.
+
+    Files are merged with others that hold about as many segments, so that no line is rewritten more often than the
+    logarithm of their number. Processes that compact at the same time may merge the same segments. That does no harm: a
+    segment is read from one file only, and a file goes when greater ones hold all that it holds.
+    """
     try:
-        _compact(folder)
-    except FileNotFoundError:  # another process is at it
-        return
+        tiers: dict[int, dict[Path, dict[str, int | None]]] = defaultdict(dict)
+        for path, held in segments(folder).items():
+            if path.suffix == ".parquet" or _is_closed(path):
+                tiers[int(math.log(len(held), COMPACT_AT) + 1e-9)][path] = held
+        for sources in tiers.values():
+            if len(sources) >= COMPACT_AT:
+                _merge(folder, sources)
+    except FileNotFoundError:  # another process was faster
+        pass
+    greater: set[str] = set()
+    for path, held in sorted(segments(folder).items(), key=lambda file: (len(file[1]), file[0]), reverse=True):
+        if held.keys() <= greater:
+            path.unlink(missing_ok=True)
+        greater |= held.keys()
+    for path in folder.glob("*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
 
 
-def _compact(folder: Path) -> None:
-    """Each merge adds a part to a name. Only segments of equally long names are merged, so that no line is rewritten
-    more often than the logarithm of the number of writers."""
-    levels: dict[int, list[Path]] = defaultdict(list)
-    for path in segments(folder):
-        if path.suffix == ".parquet" or _is_closed(path):
-            levels[path.stem.count("-")].append(path)
-    for sources in levels.values():
-        if len(sources) >= COMPACT_AT:
-            _merge(folder, sources)
-    merged = {name for p in folder.glob("*.parquet") for name in _sources(p)}
-    for name in merged:
-        (folder / name).unlink(missing_ok=True)
-
-
-def _merge(folder: Path, sources: list[Path]) -> None:
+def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    names = json.dumps([p.name for p in sources])
-    schema = pa.schema([("line", pa.binary())], metadata={"sources": names})
-    target = folder / f"{sources[0].stem}-{secrets.token_hex(3)}.parquet"
+    schema = pa.schema([("line", pa.binary())])
+    target = folder / f"{'-'.join(next(iter(sources)).stem.split('-')[:4])}-{secrets.token_hex(3)}.parquet"
     aside = target.with_suffix(".tmp")
+    counts: list[int] = []
+    done: dict[str, None] = {}
     try:
         with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
             batch: list[bytes] = []
-            for source in sources:
-                for _, text in lines(source):
-                    batch.append(text)
-                    if len(batch) == 65536:
-                        writer.write_batch(pa.record_batch([batch], schema=schema))
-                        batch = []
+            for path, held in sources.items():
+                for part in _parts(path, held, done):
+                    counts.append(0)
+                    for _, text in part:
+                        counts[-1] += 1
+                        batch.append(text)
+                        if len(batch) == BATCH:
+                            writer.write_batch(pa.record_batch([batch], schema=schema))
+                            batch = []
             writer.write_batch(pa.record_batch([batch], schema=schema))
+            writer.add_key_value_metadata({"segments": json.dumps(dict(zip(done, counts, strict=True)))})
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.rename(target)
@@ -203,16 +230,17 @@ def _merge(folder: Path, sources: list[Path]) -> None:
     sync_folder(folder)
 
 
-def _sources(path: Path) -> list[str]:
+def _held(path: Path) -> dict[str, int | None]:
+    """Segments that a compacted file holds, in their order, and how many lines of each."""
     import pyarrow.parquet as parquet
 
     try:
-        metadata = parquet.read_schema(path).metadata or {}
+        metadata = parquet.read_metadata(path).metadata or {}
+        return dict(json.loads(metadata[b"segments"]))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
-    return json.loads(metadata.get(b"sources", b"[]"))
 
 
 def _is_closed(path: Path) -> bool:

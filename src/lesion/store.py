@@ -141,7 +141,7 @@ class Store:
         return None if sealed else max(begun, 0)
 
     def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
-        """Key, text and place of every row of complete readings, in the take that counts. Some may come twice."""
+        """Key, text and place of every row of complete readings, in the take that counts."""
         keys = set(self.index.seals) if readings is None else set(readings) & set(self.index.seals)
         heads = {
             key.encode(): (key, b'%b%b","take":%d,' % (_ROW, key.encode(), self.index.seals[key].take)) for key in keys
@@ -155,8 +155,8 @@ class Store:
     def rows(self, readings: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows of complete readings, once each, as they were written."""
         seen: dict[str, set[str]] = defaultdict(set)
-        for key, *place in self._lines(readings):
-            row = log.parse(*place)
+        for key, text, path, number in self._lines(readings):
+            row = log.parse(text, path, number)
             if row["item"] not in seen[key]:
                 seen[key].add(row["item"])
                 yield row

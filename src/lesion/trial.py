@@ -106,7 +106,7 @@ class Trial(Spec):
         return Trial.model_construct(subject=self.subject, steps=(*self.steps, step))  # whose parts are valid already
 
     @cached_property
-    def key(self) -> str:  # type: ignore[override]
+    def key(self) -> str:
         """State key, chained, so that a prefix of a sentence is the key of its state."""
         key = key_of({"subject": self.subject.key})
         for step in self.steps:
@@ -137,7 +137,7 @@ class Reading(Spec):
         return Reading(trial=self.trial.pin(), measure=self.measure.pin())
 
     @cached_property
-    def key(self) -> str:  # type: ignore[override]
+    def key(self) -> str:
         return reading_key(self.trial.key, self.measure)
 
 

@@ -146,7 +146,7 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_place(model, tmp_path):
         data = path.read_bytes()
         for other in (data[:-1] + bytes([data[-1] ^ 1]), data + b" "):
             path.write_bytes(other)
-            from lesion.subjects import _folder_digest
+            from lesion.checkpoints import folder_digest as _folder_digest
 
             seen.add(_folder_digest(moved))
         path.write_bytes(data)
