@@ -11,6 +11,7 @@ import statistics
 import time
 
 import torch
+
 from lesion import decode, inference
 from lesion.batteries import battery
 from lesion.measures import Generation

@@ -163,7 +163,7 @@ class Hub(Subject):
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
             said = f"was refused by the hub with status {status}" + ("; is HF_TOKEN right?" if status == 401 else "")
-        except (errors.HTTPError, OSError, RuntimeError) as error:
+        except (errors.HTTPError, errors.XetDownloadError, OSError, RuntimeError) as error:
             said = f"could not be fetched: {getattr(error, 'strerror', None) or type(error).__name__}"
         raise ValueError(f"{self.id}@{self.revision} {said}")
 

@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
+
+from lesion import measures, packaged, steps
 from lesion.digest import combined, digests
 from lesion.lab import product
 from lesion.spec import Spec, find, words
 from lesion.subjects import Scratch
 from lesion.trial import Measure, Reading, Step
 from lesion.walk import Bench
-
-from lesion import measures, packaged, steps
 
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
 EXAMPLES: dict[str, list[Step | Measure]] = {

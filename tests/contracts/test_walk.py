@@ -4,11 +4,11 @@ import json
 import math
 
 import pytest
+
+from lesion import Lab, steps
 from lesion.subjects import Scratch
 from lesion.trial import Reading, Trial
 from words import CALLS, TestBreaks, TestFails, TestLies, TestMeddles, TestNorms, TestQuotes, TestShift, TestTrains
-
-from lesion import Lab, steps
 
 A = Scratch(architecture="tiny-gpt-neox")
 

@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from lesion.store import Store
-from lesion.studies.degrade import Degrade
 
 from lesion import Lab
+from lesion.store import Store
+from lesion.studies.degrade import Degrade
 
 KILLS = 24
 STUDY = {

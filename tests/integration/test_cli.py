@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from lesion import cli, commands
 from lesion.store import Store
 
@@ -261,11 +262,12 @@ def test_rows_go_to_a_file_or_to_the_terminal(lab, lesion):
 
 @pytest.mark.parametrize("word", ['"steps": []', '"seed": 43'])
 def test_a_state_becomes_a_transformers_directory_with_just_these_weights(lesion, tmp_path, word):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from lesion import Reading
     from lesion.digest import combined, digests
     from lesion.steps import Noise
     from lesion.subjects import Scratch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert lesion("run", *LLAMA[:3], *SMALL, "--site", "embedding", "--doses", "0.3").code == 0
     intact = Scratch(architecture="tiny-llama").load()

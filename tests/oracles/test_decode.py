@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from lesion import packaged
 from lesion.decode import Prompt, continue_texts
 from lesion.inference import inference
 from lesion.sampling import Sampling, choose
 from lesion.subjects import Scratch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-from lesion import packaged
 
 FAMILIES = list(packaged.TINY)
 GREEDY = Sampling(temperature=0)

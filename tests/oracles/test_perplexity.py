@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lesion.measures.perplexity import BATCH_TOKENS, Perplexity, Window, batches, windows
 from lesion.subjects import Scratch
 from lesion.texts import corpus

@@ -9,12 +9,12 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lesion.spec import Spec, dashed, key_of, words
-from lesion.trial import Measure, Reading, Step, Subject, Trial
 from pydantic import Field
-from words import TestQuotes, TestShift
 
 from lesion import Scratch
+from lesion.spec import Spec, dashed, key_of, words
+from lesion.trial import Measure, Reading, Step, Subject, Trial
+from words import TestQuotes, TestShift
 
 PLAIN = st.recursive(
     st.none()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from lesion.log import COMPACT_AT, line
 from lesion.store import Seal, Store
 
