@@ -20,7 +20,7 @@ import secrets
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -178,25 +178,32 @@ def compact(folder: Path) -> None:
     logarithm of their number. Processes that compact at the same time may merge the same segments. That does no harm: a
     segment is read from one file only, and a file goes when greater ones hold all that it holds.
     """
-    try:
-        tiers: dict[int, dict[Path, dict[str, int | None]]] = defaultdict(dict)
+    tiers: dict[int, dict[Path, dict[str, int | None]]] = defaultdict(dict)
+    with suppress(FileNotFoundError):  # another process was faster
         for path, held in segments(folder).items():
             if path.suffix == ".parquet" or _is_closed(path):
                 tiers[int(math.log(len(held), COMPACT_AT) + 1e-9)][path] = held
         for sources in tiers.values():
             if len(sources) >= COMPACT_AT:
                 _merge(folder, sources)
-    except FileNotFoundError:  # another process was faster
-        pass
-    greater: set[str] = set()
-    for path, held in sorted(segments(folder).items(), key=lambda file: (len(file[1]), file[0]), reverse=True):
-        if held.keys() <= greater:
-            path.unlink(missing_ok=True)
-        greater |= held.keys()
+    for path in superfluous(segments(folder)):
+        path.unlink(missing_ok=True)
     for path in folder.glob("*.tmp"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > ABANDONED_S:
                 path.unlink()
+
+
+def superfluous(files: Mapping[Path, Mapping[str, int | None]]) -> list[Path]:
+    """Files whose segments are all held by greater ones. Greater means more segments, or else the later name: an order on
+    which all processes agree, so that two files with the same content are not each removed for the other's sake."""
+    greater: set[str] = set()
+    found = []
+    for path, held in sorted(files.items(), key=lambda file: (len(file[1]), file[0]), reverse=True):
+        if held.keys() <= greater:
+            found.append(path)
+        greater |= held.keys()
+    return found
 
 
 def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:

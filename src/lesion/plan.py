@@ -53,21 +53,26 @@ def check(readings: Sequence[Reading]) -> None:
 def _time(missing: Sequence[Reading], sizes: dict[str, tuple[int, int] | None], store: Store) -> str:
     """From the readings this lab has taken of the same measure and subject; else from a short matrix product."""
     rates: dict[tuple[str, str], list[float]] = defaultdict(list)  # seconds an item
+    subjects: dict[str, str] = {}  # of each state, as text
     for seal in store.index.seals.values():
-        if (state := store.index.states.get(seal.state)) and seal.n:
-            rates[seal.measure["is"], str(state["trial"]["subject"])].append(seal.duration / seal.n)
+        if seal.n and (seal.state in subjects or seal.state in store.index.states):
+            if seal.state not in subjects:
+                subjects[seal.state] = str(store.index.states[seal.state]["trial"]["subject"])
+            rates[seal.measure["is"], subjects[seal.state]].append(seal.duration / seal.n)
+    asked = Counter((r.measure.key, r.trial.subject.key) for r in missing)
+    each = {(r.measure.key, r.trial.subject.key): r for r in missing}
     seconds, guessed = 0.0, False
-    for reading in missing:
+    for key, reading in each.items():
         if (size := sizes[reading.measure.key]) is None:
             return "unknown"
         taken = rates.get((reading.measure.kind(), str(reading.trial.subject.to_json())))
         if taken:
-            seconds += size[0] * sorted(taken)[len(taken) // 2]
+            seconds += asked[key] * size[0] * sorted(taken)[len(taken) // 2]
         else:
             guessed = True
-            seconds += 2.0 * _parameters(reading.trial.subject) * size[1] / _rate() * 1.5
+            seconds += asked[key] * 2.0 * _parameters(reading.trial.subject) * size[1] / _rate() * 1.5
     source = "guessed from a short matrix product on this machine" if guessed else "from readings taken in this lab"
-    return f"about {seconds / 60:.0f} min ({source})" if seconds >= 90 else f"about {seconds:.0f} s ({source})"
+    return f"about {_span(seconds)} ({source})"
 
 
 _cache: dict[str, float] = {}
@@ -133,6 +138,12 @@ def _addresses(subject: Subject, readings: Sequence[Reading]) -> dict[tuple[str,
             if _sign(step) not in found:
                 found[_sign(step)] = sum(sizes[name] for name in step.touches(specimen))
     return found
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _bytes(n: float) -> str:

@@ -149,9 +149,11 @@ def _names(room: ModuleType) -> list[str]:
 def lazily(room: str, name: str) -> Any:
     """`from lesion.steps import Noise` without importing the other steps: the `__getattr__` of such a folder."""
     if name[:1].isupper():
-        module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-        if (dashed(module)) in _names(importlib.import_module(room)):
-            return getattr(importlib.import_module(f"{room}.{module}"), name)
+        module, folder = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower(), importlib.import_module(room)
+        if dashed(module) in _names(folder):
+            found = getattr(importlib.import_module(f"{room}.{module}"), name)
+            setattr(folder, name, found)  # the folder is searched once
+            return found
     raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
 

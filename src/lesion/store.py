@@ -37,6 +37,11 @@ _KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (_ROW, 
 TIMINGS = ("duration", "at", "writer")  # what two runs of the same command may differ in
 
 
+def _head(reading: str, take: int) -> bytes:
+    """How a row begins. No line is parsed that need not be."""
+    return b'%b%b","take":%d,' % (_ROW, reading.encode(), take)
+
+
 @dataclass
 class Seal:
     """The end of a reading: what was asked, how many rows there are, what they come to."""
@@ -117,7 +122,9 @@ class Store:
                     seal.measure = measures.setdefault(orjson.dumps(seal.measure), seal.measure)
                     if seal.reading not in index.seals or seal.take > index.seals[seal.reading].take:
                         index.seals[seal.reading] = seal
-                    pending.pop(seal.reading.encode(), None)
+                    rows, head = pending.pop(seal.reading.encode(), ()), _head(seal.reading, seal.take)
+                    if later := [place for place in rows if not place[0].startswith(head)]:
+                        pending[seal.reading.encode()] = later
                 case "failure":
                     index.failures[record["of"]] = record
                 case "open":
@@ -143,9 +150,7 @@ class Store:
     def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
         """Key, text and place of every row of complete readings, in the take that counts."""
         keys = set(self.index.seals) if readings is None else set(readings) & set(self.index.seals)
-        heads = {
-            key.encode(): (key, b'%b%b","take":%d,' % (_ROW, key.encode(), self.index.seals[key].take)) for key in keys
-        }
+        heads = {key.encode(): (key, _head(key, self.index.seals[key].take)) for key in keys}
         nothing = "", b"\n"
         for path, number, text in log.read(self.log):
             key, head = heads.get(text[_KEY], nothing)

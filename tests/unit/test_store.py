@@ -1,9 +1,15 @@
 """The store: nothing lost, nothing rewritten, nothing misread."""
 
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lesion import log
 from lesion.log import COMPACT_AT, line
 from lesion.store import Seal, Store
 
@@ -132,10 +138,6 @@ def test_many_segments_are_compacted_line_for_line(tmp_path):
 
 
 def test_compaction_interrupted_before_its_sources_are_gone_counts_nothing_twice(tmp_path, monkeypatch):
-    from pathlib import Path
-
-    from lesion import log
-
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
     for number in range(COMPACT_AT):
         filled(tmp_path, f"{number:032x}")
@@ -146,6 +148,74 @@ def test_compaction_interrupted_before_its_sources_are_gone_counts_nothing_twice
     assert len(list((tmp_path / "log").iterdir())) == 1
     assert b"".join(Store(tmp_path).canonical()) == before
     assert before.count(b'"is": "row"') == 2 * COMPACT_AT
+
+
+def test_a_segment_that_is_compacted_while_it_is_read_is_read_once(tmp_path, monkeypatch):
+    for number in range(COMPACT_AT - 1):
+        filled(tmp_path, f"{number:032x}")
+    listed = log.segments
+    before = listed(tmp_path / "log")
+    filled(tmp_path, f"{COMPACT_AT:032x}")
+    answers = iter([before])
+    monkeypatch.setattr(log, "segments", lambda folder: next(answers, None) or listed(folder))
+    assert len(Store(tmp_path).index.seals) == COMPACT_AT
+    reader = log.read(tmp_path / "log")
+    answers = iter([before])
+    assert sum(text.startswith(b'{"is":"row"') for _, _, text in reader) == 2 * COMPACT_AT
+
+
+def test_what_two_processes_compacted_at_the_same_time_counts_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "COMPACT_AT", 1000)
+    for number in range(6):
+        filled(tmp_path, f"{number:032x}")
+    expected = b"".join(Store(tmp_path).canonical())
+    files = list(log.segments(tmp_path / "log").items())
+    for chosen in (files[:4], files[:4], files[1:6]):  # equal, and overlapping
+        log._merge(tmp_path / "log", dict(chosen))
+    assert b"".join(Store(tmp_path).canonical()) == expected
+    assert Store(tmp_path).table().height == 12
+    log.compact(tmp_path / "log")
+    assert b"".join(Store(tmp_path).canonical()) == expected
+    assert sorted(len(held) for held in log.segments(tmp_path / "log").values()) == [4, 5]
+    log._merge(tmp_path / "log", log.segments(tmp_path / "log"))
+    log.compact(tmp_path / "log")
+    ((only, held),) = log.segments(tmp_path / "log").items()
+    assert sum(held.values()) == sum(1 for _ in log.lines(only)) == 6 * 5
+    assert b"".join(Store(tmp_path).canonical()) == expected
+
+
+@given(st.lists(st.frozensets(st.integers(0, 5), min_size=1), min_size=1, max_size=12), st.data())
+def test_no_segment_goes_however_late_the_removals_of_other_processes_come(contents, data):
+    """Each process decides from what it saw, which may be only a part, and removes it whenever it comes to it."""
+    files = {Path(f"{n:02}.parquet"): dict.fromkeys(map(str, held)) for n, held in enumerate(contents)}
+    gone = set()
+    for _ in range(3):
+        appeared = list(files.items())[: data.draw(st.integers(1, len(files)))]
+        gone |= set(log.superfluous({p: held for p, held in appeared if p not in gone or data.draw(st.booleans())}))
+    left = set().union(*(held for path, held in files.items() if path not in gone))
+    assert left == set().union(*files.values())
+
+
+def test_however_many_writers_there_were_the_files_are_few_and_their_names_short(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "COMPACT_AT", 3)
+    names = set()
+    for number in range(60):
+        filled(tmp_path, f"{number:032x}")
+        names |= {path.name for path in (tmp_path / "log").iterdir()}
+    assert len(list((tmp_path / "log").iterdir())) <= 2 * 4  # two of each size: 1, 3, 9, 27
+    assert len({name for name in names if name.endswith("parquet")}) <= 60 / 2, "no line is merged again and again"
+    assert len({len(name) for name in names if name.endswith("parquet")}) == 1
+    assert len(Store(tmp_path).index.seals) == 60
+
+
+def test_the_unfinished_file_of_a_killed_compaction_goes_after_a_day(tmp_path):
+    filled(tmp_path)
+    old, new = tmp_path / "log" / "a.tmp", tmp_path / "log" / "b.tmp"
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 2 * log.ABANDONED_S,) * 2)
+    log.compact(tmp_path / "log")
+    assert not old.exists() and new.exists()
 
 
 def test_the_segment_of_a_living_writer_is_left_alone(tmp_path):
@@ -194,6 +264,36 @@ def test_a_new_take_counts_only_once_it_is_sealed(tmp_path):
     store.close()
     assert [r["value"] for r in Store(tmp_path).rows()] == [8.0, 7.0]
     assert Store(tmp_path).table()["value"].to_list() == [8.0, 7.0]
+
+
+def test_rows_of_a_later_take_are_begun_wherever_they_stand(tmp_path):
+    early, late = Store(tmp_path), Store(tmp_path)  # the writer that began first seals last
+    late.add_rows(KEY, 1, rows(1))
+    early.add_rows(KEY, 0, rows(2))
+    early.seal(seal())
+    early.close()
+    late.close()
+    store = Store(tmp_path)
+    assert store.index.seals[KEY].take == 0 and list(store.index.begun[KEY]) == [1]
+    assert store.next_take(KEY) is None and store.next_take(KEY, force=True) == 2
+
+
+def test_a_state_is_there_again_as_it_was_written(tmp_path):
+    store = Store(tmp_path)
+    trial, ledger = {"subject": "größe"}, [{"after": "x", "facts": {"share": 0.1 + 0.2}}]
+    store.add_state(KEY, trial, ledger)
+    for there in (store, Store(tmp_path)):
+        assert KEY in there.index.states and OTHER not in there.index.states and there.index.states.get(OTHER) is None
+        assert list(there.index.states) == [KEY] and len(there.index.states) == 1
+        assert there.index.states[KEY] == {"is": "state", "state": KEY, "trial": trial, "ledger": ledger}
+
+
+def test_what_this_process_writes_has_its_environment(tmp_path):
+    store = Store(tmp_path, {"python": "3"})
+    store.add_rows(KEY, 0, rows(2))
+    store.seal(seal(writer=store.writer))
+    for there in (store, Store(tmp_path)):
+        assert there.index.environments[there.index.seals[KEY].writer] == {"python": "3"}
 
 
 def test_failures_are_forgotten_when_they_are_mended(tmp_path):

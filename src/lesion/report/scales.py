@@ -38,9 +38,10 @@ def is_log(values: list[float]) -> bool:
 def limits(known: list[float], log: bool) -> tuple[float, float]:
     """Ends of a value axis with some room beyond the data; it begins at 0 where that costs less than half of it."""
     if log:
-        powers = [math.log10(x) for x in known if x > 0]
-        room = 0.04 * (max(powers) - min(powers))
-        return 10 ** max(-300.0, min(powers) - room), 10 ** min(308.0, max(powers) + room)
+        least, most = min(x for x in known if x > 0), max(known)
+        room = 0.04 * (math.log10(most) - math.log10(least))
+        beyond = 10 ** max(-300.0, math.log10(least) - room), 10 ** min(308.0, math.log10(most) + room)
+        return min(least, beyond[0]), max(most, beyond[1])  # at the ends of the float range there is no room
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     low = 0.0 if 0 <= low < 0.5 * high else low
     space = 0.05 * (high - low) or 0.05 * abs(high) or 1.0

@@ -72,7 +72,7 @@ class Noise(Step):
 
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         views = resolve(specimen.model, self.site)
-        if self.sigma == 0:  # adding 0·z would turn -0 into 0
+        if self.sigma == 0:  # added, even 0·z would turn -0 into 0
             return facts(views, 1.0, 0.0)
         blocks = cut(specimen.model, views)
         std = [1.0] * len(views)
