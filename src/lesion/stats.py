@@ -42,7 +42,8 @@ def ratio(total: Array, weight: Array, *, level: float = 0.95, purpose: str = ""
         raise ValueError("totals must be finite, and weights finite and not negative")
     if weight.sum() == 0:
         raise ValueError("nothing to average: all weights are zero")
-    total = np.where(weight > 0, total, 0.0)
+    some = np.ix_(weight.any(1), weight.any(0))  # a seed or an item without any weight is none
+    total, weight = np.where(weight > 0, total, 0.0)[some], weight[some]
     value = float(total.sum() / weight.sum())
     seeds, items = total.shape
     if items < 2:

@@ -54,6 +54,13 @@ def test_seeds_widen_the_interval():
     assert both.high - both.low > 5 * (items.high - items.low)
 
 
+def test_items_without_a_value_do_not_count():
+    g = np.random.default_rng(5)
+    x, holes = g.normal(size=(2, 12)), np.zeros((2, 5))
+    full, holed = ratio(x, np.ones_like(x)), ratio(np.hstack([x, holes]), np.hstack([np.ones_like(x), holes]))
+    assert holed == full and holed.items == 12
+
+
 def test_too_little_to_say_is_said():
     assert ratio([3.0], [2.0]) == Estimate(1.5, None, None, 1, 1)
 

@@ -197,7 +197,7 @@ def test_tied_weights_are_damaged_once_and_dose_zero_touches_nothing(specimen):
     specimen.model.get_parameter("model.embed_tokens.weight").data[0, :3] = torch.tensor([-0.0, math.nan, -math.inf])
     bits = {n: w.view(torch.int32) for n, w in weights(specimen).items()}
     for step in (
-        Noise(site="all", sigma=0),
+        *(Noise(site="all", sigma=0, law=law) for law in ("multiplicative", "additive", "lognormal")),
         Ablate(site="all", share=0),
         Ablate(site="all", share=0, order="smallest"),
     ):
