@@ -204,7 +204,7 @@ def _sentence(trial: dict[str, Any]) -> str:
     for part in (trial["subject"], *trial["steps"]):
         fields = {k: v for k, v in part.items() if k not in ("is", "version") and v not in (None, {}, [])}
         said.append(f"{part['is'].split('/')[1]}({', '.join(f'{k}={v}' for k, v in fields.items())})")
-    return " >> ".join(said)
+    return re.sub(r"(sha256=\w{8})\w+", r"\1…", " >> ".join(said))
 
 
 def _match(beginning: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ Asking again costs nothing; asking for more costs only what is new.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,7 +77,13 @@ class Lab:
 
 def product(trials: Iterable[Trial | Subject], measures: Iterable[Measure]) -> list[Reading]:
     """Every measure of every trial, all pinned, each once."""
-    pinned = [(t if isinstance(t, Trial) else Trial(subject=t)).pin() for t in trials]
+    sentences = [t if isinstance(t, Trial) else Trial(subject=t) for t in trials]
+    subjects = {json.dumps(t.subject.to_json(), sort_keys=True): t.subject for t in sentences}
+    once = {text: subject.pin() for text, subject in subjects.items()}  # a folder is hashed, a hub asked, once
+    pinned = [
+        Trial(subject=once[json.dumps(t.subject.to_json(), sort_keys=True)], steps=tuple(s.pin() for s in t.steps))
+        for t in sentences
+    ]
     asked = [m.pin() for m in measures]
     found = {(r := Reading(trial=trial, measure=measure)).key: r for trial in pinned for measure in asked}
     return list(found.values())

@@ -43,7 +43,7 @@ class Segment:
     def __init__(self, folder: Path, environment: Record):
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-        self.writer = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.writer = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(8)}"
         self.path = folder / f"{self.writer}.jsonl"
         self._environment = environment
         self._file: int | None = None
@@ -211,7 +211,7 @@ def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:
     import pyarrow.parquet as parquet
 
     schema = pa.schema([("line", pa.binary())])
-    target = folder / f"{'-'.join(next(iter(sources)).stem.split('-')[:4])}-{secrets.token_hex(3)}.parquet"
+    target = folder / f"{'-'.join(next(iter(sources)).stem.split('-')[:4])}-{secrets.token_hex(8)}.parquet"
     aside = target.with_suffix(".tmp")
     counts: list[int] = []
     done: dict[str, None] = {}

@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
+from statistics import median
 
 from lesion.digest import named_tensors
 from lesion.store import Store
@@ -13,6 +14,7 @@ from lesion.trial import Reading, Specimen, Step, Subject, Trial
 
 ROW_BYTES = 700  # of a row in the log, from real labs
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers before any model
+FORWARD_TOKENS = 1024  # about as many as pass through the model at a time
 PROBE_SIDE = 768
 
 
@@ -67,7 +69,7 @@ def _time(missing: Sequence[Reading], sizes: dict[str, tuple[int, int] | None], 
             return "unknown"
         taken = rates.get((reading.measure.kind(), str(reading.trial.subject.to_json())))
         if taken:
-            seconds += asked[key] * size[0] * sorted(taken)[len(taken) // 2]
+            seconds += asked[key] * size[0] * median(taken)
         else:
             guessed = True
             seconds += asked[key] * 2.0 * _parameters(reading.trial.subject) * size[1] / _rate() * 1.5
@@ -100,19 +102,25 @@ def _parameters(subject: Subject) -> int:
 
 
 def _memory(missing: Sequence[Reading]) -> str:
-    """Weights, a packed copy for a processor, and the undo copies along the deepest sentence; of the largest subject."""
+    """Weights, a packed copy for a processor, the undo copies along the deepest sentence, and the logits of a forward; of
+    the subject that needs most."""
     found = []
     for subject in _subjects(missing):
-        weights = sum(p.numel() * p.element_size() for p in subject.outline().parameters())
+        outline = subject.outline()
+        weights = sum(p.numel() * p.element_size() for p in outline.parameters())
         addresses = _addresses(subject, missing)
         undo = max(
             sum(addresses.get(_sign(step), 0) for step in r.trial.steps)
             for r in missing
             if r.trial.subject.key == subject.key
         )
-        found.append((PROCESS_BYTES + 2 * weights + undo, weights, undo))
-    total, weights, undo = max(found)
-    return f"about {_bytes(total)}: weights {_bytes(weights)}, packed again {_bytes(weights)}, undo {_bytes(undo)}"
+        logits = FORWARD_TOKENS * int(outline.config.get_text_config().vocab_size) * 4
+        found.append((PROCESS_BYTES + 2 * weights + undo + logits, weights, undo, logits))
+    total, weights, undo, logits = max(found)
+    return (
+        f"about {_bytes(total)}: weights {_bytes(weights)}, packed again {_bytes(weights)}, undo {_bytes(undo)}, "
+        f"logits {_bytes(logits)}"
+    )
 
 
 def _subjects(readings: Sequence[Reading]) -> list[Subject]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections import Counter
@@ -81,7 +82,8 @@ class Progress:
     def tell(self, what: str, **told: Any) -> None:
         match what:
             case "load":
-                self.now = f"loading {describe(told['trial'].subject)}"
+                subject = re.sub(r"(sha256=\w{8})\w+", r"\1…", describe(told["trial"].subject))
+                self.now = f"loading {subject}"
                 logger.debug("%s", self.now)
             case "step":
                 self.now = describe(told["step"])

@@ -246,7 +246,7 @@ class Store:
         from lesion.digest import named_tensors
 
         target = self.root / "states" / state
-        aside = target.with_name(f".{state}-{secrets.token_hex(3)}")
+        aside = target.with_name(f".{state}-{secrets.token_hex(8)}")
         aside.mkdir(parents=True)
         try:
             save_file(

@@ -69,17 +69,17 @@ def forget() -> None:
     """Gives the remembered draws back to the system."""
     with _memory.busy:
         _memory.turn_to(None)
-        _memory.slots = None
+        _memory.slots.clear()
 
 
 class Memory:
-    """Blocks of one stream family in the slots of one array, which is committed page by page and written over and over."""
+    """Blocks of one stream family, in slots that are asked of the system as they are needed and written over and over."""
 
     def __init__(self, limit: int) -> None:
         self.busy = threading.Lock()  # held for a whole walk
         self.limit = limit
         self.owner: tuple[str, int, str] | None = None
-        self.slots: Floats | None = None
+        self.slots: list[Floats] = []
         self.index: dict[tuple[str, int], Floats] = {}  # as much of a block as has been drawn
         self._taken = 0
         self._lock = threading.Lock()
@@ -92,10 +92,10 @@ class Memory:
     def room(self) -> Floats | None:
         """Room for one more block, None where all is taken."""
         with self._lock:
-            if self.slots is None:
-                self.slots = np.empty((self.limit // (4 * BLOCK), BLOCK), np.float32)
             if self._taken == len(self.slots):
-                return None
+                if (left := self.limit // (4 * BLOCK) - self._taken) <= 0:
+                    return None
+                self.slots.extend(np.empty((min(32, left), BLOCK), np.float32))  # large pieces come in large pages
             self._taken += 1
             return self.slots[self._taken - 1]
 
