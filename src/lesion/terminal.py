@@ -1,0 +1,65 @@
+"""Sentences and tables for a person at a terminal; plain lines, neither wrapped nor coloured, where there is none."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for the terminal, wrapped there and nowhere else."""
+    console = Console()
+    console.print(Text(visible(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def visible(text: str) -> str:
+    """What a model wrote is data: control characters, and those that turn the direction of writing, by their number."""
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"⟨U+{ord(found[0]):04X}⟩", text
+    )
+
+
+def print_frame(frame: pl.DataFrame, most: int = 200, fold: bool = True) -> None:
+    """A frame as a table; x, x_low, x_high are "x [low, high]". Where a terminal is too narrow, cells are folded, or else
+    have a line each."""
+    names = [name for name in frame.columns if not name.endswith(("_low", "_high"))]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(Text(name), justify="right" if frame.schema[name].is_numeric() else "left", overflow="fold")
+    lines = [[_cell(row, name) for name in names] for row in frame.head(most).iter_rows(named=True)]
+    for cells in lines:
+        table.add_row(*map(Text, cells))
+    console = Console()
+    needed = console.measure(table, options=console.options.update_width(100_000)).maximum
+    if not console.is_terminal:
+        Console(width=max(needed, 1)).print(table, soft_wrap=True)
+    elif fold or needed <= console.width:
+        console.print(table)
+    else:
+        for cells in lines:
+            say("")
+            for name, cell in zip(names, cells, strict=True):
+                say(f"{name:>{max(map(len, names))}}  {cell}")
+    if frame.height > most:
+        say(f"… {frame.height - most} more")
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    text = _shown(row[name]) + (f" [{_shown(low)}, {_shown(high)}]" if low is not None else "")
+    return visible(text).replace("\n", "\\n")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return str(value)
