@@ -1,13 +1,16 @@
 """A sweep of five doses over the mlp weights of a model the size of SmolLM2-135M: damage, undo, damage, undo, …
 
-    python benchmarks/sweep.py [--repeats 7] [--threads 2]
+    python benchmarks/sweep.py [--lives 3] [--repeats 3] [--threads 2]
 
 Ours is what the walk does: the weights are copied once; then, for each dose, the step is applied, the changed tensors are
 digested, the copy is written back, and the digests are taken again. The plain way is what one writes by hand: for each
 dose and parameter new noise of the parameter's shape (`randn_like`, `rand_like`) or a table of levels looked up by an
-int64 index, and `copy_` from a clone to restore; it proves nothing. Each way has a process of its own, because what one
-leaves behind in the heap changes the speed of the other; the two take turns, with a new seed in every repeat, and
-their medians are compared. One round before is left out: in it, memory is committed.
+int64 index (found by rounding, or by `bucketize`), and `copy_` from a clone to restore; it proves nothing.
+
+What a process has freed before decides whether its next allocation is quick, and by a lot: the plain way's time can halve
+or double with it. So each way of each step has a process of its own, lives three times, and the medians of all are
+compared; the processes take turns, with a new seed in every repeat. A life's first round is left out: in it, memory is
+committed.
 
 The limit is what the machine allows for our work: every number drawn once, at the best rate of any generator measured in
 this run, and every byte that must move (28 a weight and dose: 12 to damage, 8 to undo, 4 for each of two digests) at the
@@ -34,6 +37,7 @@ from lesion.steps.quantise import Quantise
 from lesion.streams import BLOCK, normals, uniforms
 from lesion.subjects import Scratch
 from lesion.trial import Specimen, Step
+from lesion.walk import Undo
 
 SHAPE = {
     "hidden_size": 576,
@@ -44,42 +48,50 @@ SHAPE = {
     "vocab_size": 260,
 }
 LAWS = {"noise": "normal", "ablate": "uniform"}
-DOSES = {"noise": (0.1, 0.2, 0.3, 0.4, 0.5), "ablate": (0.1, 0.2, 0.3, 0.4, 0.5), "quantise": (256, 64, 32, 16, 8)}
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+DOSES = {"noise": SHARES, "ablate": SHARES, "quantise": (256, 64, 32, 16, 8)}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--lives", type=int, default=3)
+    options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     context = multiprocessing.get_context("spawn")
-    pools = {way: context.Pool(1, torch.set_num_threads, (chosen.threads,)) for way in ("ours", "plain", "rates")}
-    count = pools["rates"].apply(weight_count)
-    print(f"{count / 1e6:.1f} M weights in 90 tensors, {chosen.threads} threads, torch {torch.__version__}")
-
     times: dict[tuple[str, str], list[float]] = {}
     best: dict[str, float] = {}
-    for repeat in range(chosen.repeats + 1):
-        for what, rate in pools["rates"].apply(rates, (chosen.threads,)).items():
-            best[what] = max(rate, best.get(what, 0.0))
-        for name in DOSES:
-            for way, act in (("ours", sweep), ("plain", sweep_plainly)):
-                seconds = pools[way].apply(act, (name, repeat))
+    for _ in range(chosen.lives):
+        tasks = [("ours", name) for name in STEPS] + [("plain", name) for name in DAMAGE] + [("rates", "")]
+        pools = {task: context.Pool(1, torch.set_num_threads, (chosen.threads,)) for task in tasks}
+        count = pools["rates", ""].apply(weight_count)
+        for repeat in range(chosen.repeats + 1):
+            for (way, name), pool in pools.items():
+                if way == "rates":
+                    for what, rate in pool.apply(rates, (chosen.threads,)).items():
+                        best[what] = max(rate, best.get(what, 0.0))
+                    continue
+                seconds = pool.apply(sweep if way == "ours" else sweep_plainly, (name, repeat))
                 if repeat:
-                    times.setdefault((name, way), []).append(seconds)
-    for pool in pools.values():
-        pool.terminate()
+                    times.setdefault((way, name), []).append(seconds)
+        for pool in pools.values():
+            pool.terminate()
 
+    print(f"{count / 1e6:.1f} M weights in 90 tensors, {chosen.threads} threads, torch {torch.__version__}")
     said = f"{best['normal'] / 1e6:.0f} M normals, {best['uniform'] / 1e6:.0f} M uniforms, {best['bytes'] / 1e9:.1f} GB"
     print(f"in a second at best: {said}")
-    print(f"{'5 doses':10}{'ours s':>9}{'plain s':>9}{'ratio':>7}{'limit s':>9}{'of limit':>10}{'spread of ours':>18}")
-    for name in DOSES:
-        all_ours = times[name, "ours"]
-        ours, plain = statistics.median(all_ours), statistics.median(times[name, "plain"])
-        drawn = count / best[LAWS[name]] if name in LAWS else 0.0
-        limit = drawn + count * (8 + (4 if name in LAWS else 0) + 5 * 28) / best["bytes"]
-        spread = f"{min(all_ours):.3f} … {max(all_ours):.3f}"
-        print(f"{name:10}{ours:9.3f}{plain:9.3f}{plain / ours:6.1f}x{limit:9.3f}{limit / ours:9.0%}{spread:>18}")
+    print(f"{'5 doses':22}{'ours s':>22}{'plain s':>22}{'ratio':>7}{'limit s':>9}{'of limit':>10}")
+    for name in DAMAGE:
+        step = name.partition(",")[0]
+        ours, plain = times["ours", step], times["plain", name]
+        drawn = count / best[LAWS[step]] if step in LAWS else 0.0
+        limit = drawn + count * (8 + (4 if step in LAWS else 0) + 5 * 28) / best["bytes"]
+        ratio, share = statistics.median(plain) / statistics.median(ours), limit / statistics.median(ours)
+        print(f"{name:22}{spread(ours):>22}{spread(plain):>22}{ratio:6.1f}x{limit:9.3f}{share:9.0%}")
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} ({min(seconds):.2f} … {max(seconds):.2f})"
 
 
 @cache
@@ -98,19 +110,13 @@ def weight_count() -> int:
 def sweep(name: str, seed: int) -> float:
     """As the walk does it."""
     specimen, weights = bench()
-    make: Callable[[float], Step] = {
-        "noise": lambda dose: Noise(site="mlp", sigma=dose, seed=seed),
-        "ablate": lambda dose: Ablate(site="mlp", share=dose, seed=seed),
-        "quantise": lambda dose: Quantise(site="mlp", levels=int(dose)),
-    }[name]
     started, healthy = time.perf_counter(), None
-    saved = {key: w.clone() for key, w in weights.items()}
+    undo = Undo()
     for dose in DOSES[name]:
-        make(dose).apply(specimen)
+        undo.save(weights)
+        STEPS[name](dose, seed).apply(specimen)
         digests(specimen.model, weights)
-        for key, w in weights.items():
-            w.copy_(saved[key])
-        found = digests(specimen.model, weights)
+        found = undo.restore(weights)
         healthy = healthy or found
         assert found == healthy
     return time.perf_counter() - started
@@ -118,17 +124,12 @@ def sweep(name: str, seed: int) -> float:
 
 def sweep_plainly(name: str, seed: int) -> float:
     _, weights = bench()
-    damage: Callable[[torch.Tensor, float], object] = {
-        "noise": lambda w, dose: w.mul_(1 + dose * torch.randn_like(w)),
-        "ablate": lambda w, dose: w.mul_(torch.rand_like(w) > dose),
-        "quantise": look_up,
-    }[name]
     torch.manual_seed(seed)
     started = time.perf_counter()
     saved = {key: w.clone() for key, w in weights.items()}
-    for dose in DOSES[name]:
+    for dose in DOSES[name.partition(",")[0]]:
         for w in weights.values():
-            damage(w, dose)
+            DAMAGE[name](w, dose)
         for key, w in weights.items():
             w.copy_(saved[key])
     return time.perf_counter() - started
@@ -139,6 +140,24 @@ def look_up(w: torch.Tensor, levels: float) -> None:
     table = torch.linspace(float(low), float(high), int(levels))
     index = ((w - low) / ((high - low) / (levels - 1))).round().clamp(0, levels - 1).long()
     w.copy_(table[index])
+
+
+def search(w: torch.Tensor, levels: float) -> None:
+    table = torch.linspace(float(w.min()), float(w.max()), int(levels))
+    w.copy_(table[torch.bucketize(w, (table[1:] + table[:-1]) / 2)])
+
+
+STEPS: dict[str, Callable[[float, int], Step]] = {
+    "noise": lambda dose, seed: Noise(site="mlp", sigma=dose, seed=seed),
+    "ablate": lambda dose, seed: Ablate(site="mlp", share=dose, seed=seed),
+    "quantise": lambda dose, seed: Quantise(site="mlp", levels=int(dose)),
+}
+DAMAGE: dict[str, Callable[[torch.Tensor, float], object]] = {
+    "noise": lambda w, dose: w.mul_(1 + dose * torch.randn_like(w)),
+    "ablate": lambda w, dose: w.mul_(torch.rand_like(w) > dose),
+    "quantise, by rounding": look_up,
+    "quantise, bucketize": search,
+}
 
 
 def rates(threads: int) -> dict[str, float]:

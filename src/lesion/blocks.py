@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +25,8 @@ from lesion.sites import View
 from lesion.streams import BLOCK, Draws, Floats
 
 Weights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-SAMPLE = 2**14  # elements of a block by which its change is measured
+SAMPLE = 2**15  # elements of a block by which its change is measured
 SERIAL = 2**15  # elements up to which torch copies on the calling thread
 DIGIT = 16  # bits of a magnitude that one pass of `nth_magnitude` settles
 
@@ -89,24 +86,6 @@ def _cut(tensor: torch.Tensor, start: int) -> Iterator[tuple[int, torch.Tensor]]
 def _length(tensor: torch.Tensor) -> int:
     """From the first element to the last in memory, both included."""
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """[work(item) for item in items], by as many threads as torch may use. A thread takes the next item when it is done
-    with one; the results come in the order of the items."""
-    results: dict[int, Result] = {}
-    turns = iter(range(len(items)))  # one iterator for all: the interpreter hands out each turn once
-
-    def take_turns() -> None:
-        with torch.no_grad(), np.errstate(all="ignore"):  # what is not finite is reported by those who read the model
-            for turn in turns:
-                results[turn] = work(items[turn])
-
-    count = min(torch.get_num_threads(), len(items))
-    with ThreadPoolExecutor(max(1, count)) as pool:
-        for future in [pool.submit(take_turns) for _ in range(count)]:
-            future.result()
-    return [results[turn] for turn in range(len(items))]
 
 
 def load(tensor: torch.Tensor) -> Weights:

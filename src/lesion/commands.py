@@ -56,11 +56,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 def plan(options: argparse.Namespace, rest: list[str]) -> int:
     asked = parse_study(options, rest)
     from lesion.plan import plan as make
+    from lesion.progress import Progress
     from lesion.store import Store
 
     _threads(options)
     _check_device(options.device)
-    for name, value in make(asked.readings(), Store(options.lab), options.force).items():
+    with Progress(options.verbosity, "planning"):
+        lines = make(asked.readings(), Store(options.lab), options.force)
+    for name, value in lines.items():
         say(f"{name:<10} {value}")
     return OK
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
 from torch import nn
+
+from lesion.threads import each
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -29,19 +33,25 @@ def aliases(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
+def memory(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """The bytes of a contiguous tensor on the CPU, of any type."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
+
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Digest of dtype, shape and bytes; of the bits, so that NaN equals itself and -0.0 differs from 0.0."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    near = tensor.detach().to("cpu").contiguous()
     state = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    if flat.numel():
-        state.update(flat.view(torch.uint8).numpy().data)
+    if near.numel():
+        state.update(memory(near).data)
     return state.hexdigest()
 
 
 def digests(model: nn.Module, only: Iterable[str] | None = None) -> dict[str, str]:
     """Digest of every tensor of a model, or of those named in `only`."""
     wanted = None if only is None else set(only)
-    return {name: tensor_digest(t) for name, t in named_tensors(model) if wanted is None or name in wanted}
+    tensors = {name: t for name, t in named_tensors(model) if wanted is None or name in wanted}
+    return dict(zip(tensors, each(tensor_digest, list(tensors.values())), strict=True))
 
 
 def combined(parts: dict[str, str]) -> str:

@@ -26,7 +26,7 @@ logger = logging.getLogger("lesion")
 class Progress:
     """Listens to the walk. The unit is a reading; the time left is that of the readings still to take."""
 
-    def __init__(self, verbosity: str = "normal"):
+    def __init__(self, verbosity: str = "normal", now: str = "opening the lab"):
         self.verbosity = verbosity
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal and verbosity != "quiet"
@@ -43,12 +43,12 @@ class Progress:
         )
         self.done = self.total = 0
         self.failures: Counter[str] = Counter()  # by what was said of them
-        self.now, self.spoke = "", 0.0
+        self.now, self.spoke = now, 0.0
 
     def __enter__(self) -> Self:
         self.bar.__enter__()
         self.began = time.monotonic()
-        self.task = self.bar.add_task("opening the lab", total=None, left="", memory="")
+        self.task = self.bar.add_task(self.now, total=None, left="", memory="")
         self._handler = logging.StreamHandler(sys.stderr)
         self._handler.setLevel(LEVELS[self.verbosity])
         self._handler.setFormatter(logging.Formatter("%(message)s"))

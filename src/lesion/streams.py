@@ -26,7 +26,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Law = Literal["normal", "uniform"]
 
-BLOCK = 2**18  # values that share a generator: enough work for a thread to run undisturbed
+BLOCK = 2**20  # values that share a generator: enough for threads to work long stretches without asking for each other
 PAIRS = 2**13  # normals are made in groups of 2·PAIRS, so that a short stream needs no whole block
 MEMORY = 2**30  # bytes of draws that are remembered, in the whole process
 
@@ -95,7 +95,7 @@ class Memory:
             if self._taken == len(self.slots):
                 if (left := self.limit // (4 * BLOCK) - self._taken) <= 0:
                     return None
-                self.slots.extend(np.empty((min(32, left), BLOCK), np.float32))  # large pieces come in large pages
+                self.slots.extend(np.empty((min(8, left), BLOCK), np.float32))  # large pieces come in large pages
             self._taken += 1
             return self.slots[self._taken - 1]
 

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from lesion.digest import aliases, combined, digests, named_tensors
+from lesion.digest import aliases, combined, digests, memory, named_tensors, tensor_digest
 from lesion.store import Seal, Store
+from lesion.threads import each
 from lesion.trial import Measure, Reading, Row, Specimen, Step, Trial, describe, state_key
 
 Tell = Callable[..., None]  # told of what happens: tell("read", node=…, measure=…, done=…, items=…)
@@ -87,10 +89,18 @@ class Undo:
             if name not in self._saved:
                 self._saved[name] = tensor.detach().clone()
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(self._saved[name])
+    def restore(self, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+        """Copies back. Returns the digests of what lies there then, each taken while the tensor is in the cache."""
+
+        def one(name: str) -> str:
+            tensor, saved = tensors[name], self._saved[name]
+            if tensor.device.type == "cpu" and tensor.is_contiguous() and saved.is_contiguous():
+                np.copyto(memory(tensor), memory(saved))  # on this thread; torch would call others
+            else:
+                tensor.detach().copy_(saved)
+            return tensor_digest(tensor)
+
+        return dict(zip(tensors, each(one, list(tensors)), strict=True))
 
 
 class Changed(RuntimeError):
@@ -158,14 +168,16 @@ class Bench:
             raise
         finally:
             self._depth -= 1
-            undo.restore(touched)
+            restored = undo.restore(touched)
             specimen.digests, specimen.trial, specimen.ledger = before
             if not ruined:
-                self.verify(f"undoing {describe(step)}", state_key(specimen.trial.key, step))
+                self.verify(f"undoing {describe(step)}", state_key(specimen.trial.key, step), restored)
 
-    def verify(self, what: str, key: str) -> None:
-        """Compares every bit of the model with what lies on record. Raises Changed."""
-        found = digests(self.specimen.model)
+    def verify(self, what: str, key: str, known: dict[str, str] | None = None) -> None:
+        """Compares every bit of the model with what lies on record. `known`: digests taken already. Raises Changed."""
+        known = known or {}
+        rest = [name for name, _ in named_tensors(self.specimen.model) if name not in known]
+        found = known | digests(self.specimen.model, rest)
         if found != self.specimen.digests:
             odd = [n for n in {**found, **self.specimen.digests} if found.get(n) != self.specimen.digests.get(n)]
             error = Changed(f"{what} left {len(odd)} tensors changed that must not be, such as {odd[:3]}")

@@ -17,8 +17,9 @@ from lesion.sites import resolve
 from lesion.steps.ablate import Ablate, energies, first_of, keep, keep_at_random, remove_by_size, share_of
 from lesion.steps.noise import Noise, disturb, spread
 from lesion.steps.quantise import Quantise, geometric, grid, linear, snap
-from lesion.streams import Memory, normals, uniforms
+from lesion.streams import BLOCK, Memory, normals, uniforms
 from lesion.subjects import Scratch
+from lesion.threads import each
 
 FAMILIES = list(packaged.TINY)
 _bench = {}
@@ -591,11 +592,11 @@ def test_blocks_are_every_element_once_and_know_where_they_lie(specimen, monkeyp
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_neither_the_size_of_blocks_nor_threads_nor_memory_reach_the_weights(specimen, monkeypatch, step):
     want = after(specimen, step)
-    for size, threads, slots in ((2**18, 3, 100), (1000, 1, 100), (333, 4, 0), (2**18, 1, 1)):
+    for size, threads, slots in ((BLOCK, 3, 9), (1000, 1, 9), (333, 4, 0), (BLOCK, 1, 1)):
         monkeypatch.setattr(blocks, "BLOCK", size)
-        monkeypatch.setattr(streams, "_memory", Memory(slots * 4 * streams.BLOCK))
+        monkeypatch.setattr(streams, "_memory", Memory(slots * 4 * BLOCK))
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        rounding = 1e-6 if "additive" in str(step) and size != 2**18 else 0  # a standard deviation is a sum over blocks
+        rounding = 1e-6 if "additive" in str(step) and size != BLOCK else 0  # a standard deviation is a sum over blocks
         for _ in range(2):
             found = after(specimen, step)
             for name, w in want.items():
@@ -623,7 +624,7 @@ def test_other_types_are_computed_in_floats_and_rounded_once(specimen, dtype, st
 
 def test_the_change_of_large_blocks_is_measured_by_a_sample():
     rng = np.random.default_rng(0)
-    w = torch.from_numpy(rng.normal(size=2**18).astype(np.float32))
+    w = torch.from_numpy(rng.normal(size=2**19).astype(np.float32))
     was = w.double()
     weight, change = blocks.rewrite(w, lambda array: np.multiply(array, np.float32(1.5), out=array))
     assert torch.equal(w, (was * 1.5).float())
@@ -641,11 +642,11 @@ def test_each_keeps_order_uses_threads_and_lets_errors_out(monkeypatch):
         seen.add(threading.get_ident())
         return i * i
 
-    assert blocks.each(work, range(100)) == [i * i for i in range(100)]
+    assert each(work, range(100)) == [i * i for i in range(100)]
     assert len(seen) <= 4
-    assert blocks.each(work, []) == []
+    assert each(work, []) == []
     with pytest.raises(ZeroDivisionError):
-        blocks.each(lambda i: 1 // (i - 7), range(20))
+        each(lambda i: 1 // (i - 7), range(20))
 
 
 # ---- what a step says, and what it refuses

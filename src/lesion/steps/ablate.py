@@ -21,7 +21,6 @@ from lesion.blocks import (
     Weights,
     by_view,
     cut,
-    each,
     facts,
     magnitudes,
     names,
@@ -31,6 +30,7 @@ from lesion.blocks import (
 )
 from lesion.sites import View, parse, resolve
 from lesion.streams import BLOCK, Floats, drawing, uniforms
+from lesion.threads import each
 from lesion.trial import Specimen, Step
 
 WRITERS = ("attention.output", "cross.output", "mlp.out")  # what a layer adds to the residual stream comes from these

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from lesion.blocks import Block, Weights, by_view, cut, each, facts, load, names, rewrite, total
+from lesion.blocks import Block, Weights, by_view, cut, facts, load, names, rewrite, total
 from lesion.sites import resolve
 from lesion.streams import Floats, drawing
+from lesion.threads import each
 from lesion.trial import Specimen, Step
 
 Law = Literal["multiplicative", "additive", "lognormal"]

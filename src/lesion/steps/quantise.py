@@ -7,7 +7,7 @@ ones (Gholami et al. 2021, section III): minimum to maximum, symmetric about zer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -20,7 +20,6 @@ from lesion.blocks import (
     Weights,
     by_view,
     cut,
-    each,
     facts,
     load,
     magnitude,
@@ -31,6 +30,7 @@ from lesion.blocks import (
 )
 from lesion.sites import View, resolve
 from lesion.streams import BLOCK
+from lesion.threads import each
 from lesion.trial import Specimen, Step
 
 Scheme = Literal["minmax", "symmetric", "percentile"]
@@ -131,7 +131,8 @@ class Quantise(Step):
             weight, change, constant = total(done)
             return facts(views, weight, change, constant=int(constant))
         blocks = cut(specimen.model, views)
-        grids = each(self._grid, by_view(blocks))
+        ends = [torch.aminmax(view.tensor) for view in views]  # here, where torch may use threads of its own
+        grids = each(self._grid, list(zip(ends, by_view(blocks), strict=True)))
 
         def work(block: Block) -> tuple[float, float]:
             return rewrite(block.tensor, lambda w: snap(w, *grids[block.view], self.levels, clip=self._clips))
@@ -139,10 +140,10 @@ class Quantise(Step):
         weight, change = total(each(work, blocks))
         return facts(views, weight, change, constant=sum(int(delta[0] == 0) for _, delta in grids))
 
-    def _grid(self, blocks: Sequence[Block]) -> tuple[Ends, Ends]:
-        """The grid of one view."""
-        ends = [(part.min(), part.max()) for part in (load(block.tensor) for block in blocks)]
-        low, high = np.array([min(low for low, _ in ends)]), np.array([max(high for _, high in ends)])
+    def _grid(self, view: tuple[tuple[torch.Tensor, torch.Tensor], list[Block]]) -> tuple[Ends, Ends]:
+        """The grid of one view, from its smallest and largest weight and its blocks."""
+        ends, blocks = view
+        low, high = (load(end.reshape(1)) for end in ends)
         reach = None
         if self.scheme == "symmetric":
             reach = np.maximum(-low, high)
