@@ -1,7 +1,7 @@
 """Prompt batteries: what a model is asked, and graders that say whether a reply is right.
 
 A battery is a packaged name ("small") or the path of a .jsonl or .csv file with the columns prompt, and optionally id,
-group and answer. An answer is a JSON object that names its grader; a plain string stands for {"any": [string]}:
+group, answer and image. An answer is a JSON object that names its grader; a plain string stands for {"any": [string]}:
 
     {"number": 12}                             the number that the reply states as its answer is 12
     {"any": ["Paris"], "not": ["London"]}      one of these words is in the reply, and none of those ("not" is optional)
@@ -12,6 +12,8 @@ Words match whole, in upper or lower case; a single letter matches only as it is
 article. What counts as stated or as named is told at `stated_number` and `first_asserted`. For every grader a reply is
 wrong when it is empty or ends in a loop (`loops`), and what it merely repeats of the question is not looked at
 (`without_echo`). A prompt without an answer is open: its grade is None.
+
+An image, which the prompt asks about, is the name of a packaged picture ("kitchen") or the path of a .png or .jpg file.
 """
 
 from __future__ import annotations
@@ -32,31 +34,46 @@ from lesion.texts import DATA, Shelf, optional_id, records, refuse_duplicates
 SHELF = Shelf(
     kind="battery",
     folder=DATA / "batteries",
-    pins={"small.jsonl": "bd2109536fbbf7c1bf77540652d3561a15fe44f2a6ebf844f11b43b4ec11e485"},
+    pins={
+        "dreams.jsonl": "0e371fe0c53b512586d668d8062cfbc6aee03760ef0121bdbad46a707cf07c09",
+        "iq.jsonl": "b49cab6089993b0a892fd3564415e47c112e5a68d4978b8be2956613bde75a6f",
+        "picture.jsonl": "f58826dd0fb2f51e5469de706700c17f905ea32287ab5dcd790f6ce4d44c9f50",
+        "small.jsonl": "bd2109536fbbf7c1bf77540652d3561a15fe44f2a6ebf844f11b43b4ec11e485",
+    },
     suffixes=(".jsonl", ".csv"),
 )
-COLUMNS = ("id", "group", "prompt", "answer")
+PICTURES = Shelf(
+    kind="picture",
+    folder=DATA / "pictures",
+    pins={"kitchen.png": "0ee45b8c86da725cd749cf2751856b06eb1a5dd670007f79ccb77902456c82f0"},
+    suffixes=(".png", ".jpg", ".jpeg"),
+)
+COLUMNS = ("id", "group", "prompt", "answer", "image")
 START, STOP = r"(?<![^\W_])", r"(?![^\W_])"  # edges of a word; "_Paris_" is emphasis
 KEYS = {"number": {"number"}, "any": {"any", "not"}, "yes": {"yes"}, "choice": {"choice", "of"}}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to ask. `answer` is the key that a reply is graded by, None for an open prompt.
+    """One thing to ask. `answer` is the key that a reply is graded by, None for an open prompt; `image` names the picture
+    that is asked about (for `picture`), None for a prompt of words alone.
 
-    Raises ValueError for a prompt without text and for an answer that no grader understands.
+    Raises ValueError for a prompt without text, for an answer that no grader understands and for an empty image.
     """
 
     id: str
     group: str
     text: str
     answer: dict[str, Any] | None = None
+    image: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise ValueError(f"prompt {self.id!r} has no text")
         if self.answer is not None:
             _check(self.answer)
+        if self.image is not None and not self.image.strip():
+            raise ValueError(f"prompt {self.id!r} has an empty image; leave it out, or name a picture or a file")
 
 
 def batteries() -> list[str]:
@@ -74,7 +91,8 @@ def battery(name: str) -> list[Prompt]:
     a group is of the group "all".
 
     Raises ValueError for an unknown name, for a file without prompts, with two of one id or not of its format, and for
-    a prompt that is empty, has an unknown column or an answer that no grader understands (each naming the line).
+    a prompt that is empty, has an unknown column, an answer that no grader understands or an image that is not there
+    (each naming the line).
     """
     path, data = SHELF.fetch(name)
     prompts: list[Prompt] = []
@@ -85,15 +103,32 @@ def battery(name: str) -> list[Prompt]:
             raise ValueError(f'{where}: expected a string under "prompt", got {text!r}')
         if not isinstance(group := row.get("group") or "all", str):
             raise ValueError(f'{where}: expected a string under "group", got {group!r}')
+        if not isinstance(image := row.get("image"), str | None):
+            raise ValueError(f'{where}: expected a string under "image", got {image!r}')
         id = optional_id(row, where) or f"{path.stem}/prompt-{len(prompts) + 1:03d}"
         try:
-            prompts.append(Prompt(id=id, group=group, text=text, answer=_answer(row.get("answer"))))
+            prompts.append(Prompt(id=id, group=group, text=text, answer=_answer(row.get("answer")), image=image))
+            if image is not None:
+                PICTURES.fetch(image)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     refuse_duplicates(path, [prompt.id for prompt in prompts])
     return prompts
+
+
+def picture(name: str) -> bytes:
+    """The content of the image file that a prompt names: a packaged picture or the path of a .png or .jpg file.
+
+    Raises ValueError for a name or a file that does not exist, and for a packaged picture that was changed.
+    """
+    return PICTURES.fetch(name)[1]
+
+
+def picture_digest(name: str) -> str:
+    """sha256 of that content, so that a changed picture asks for other readings."""
+    return PICTURES.digest(name)
 
 
 def grade(prompt: Prompt, text: str) -> bool | None:

@@ -73,6 +73,23 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
     return specimen
 
 
+def _of_stills(folder: Path, options: dict[str, Any]) -> Any:
+    """SmolVLM's processor without its half for video, which wants torchvision: for still pictures it writes what Idefics
+    3's writes. None for other models."""
+    from transformers import AutoTokenizer, Idefics3Processor
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    known: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            known |= _read(folder / name)
+    if known.get("processor_class") != "SmolVLMProcessor":
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    eye = SmolVLMImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return Idefics3Processor(eye, tokenizer, known.get("image_seq_len", 169), chat_template=tokenizer.chat_template)
+
+
 def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
     missing = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     misshapen = [
@@ -93,8 +110,10 @@ def _tokenizer(folder: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
     processor = None
     try:
         if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-            try:
-                processor = AutoProcessor.from_pretrained(folder, **options)
+            try:  # of pixels by Pillow, whatever else is installed: libraries differ in how they resize
+                processor = _of_stills(folder, options) or AutoProcessor.from_pretrained(
+                    folder, backend="pil", **options
+                )
             except ImportError as error:  # some processors want a library for video; text needs none of it
                 facts["processor"] = f"not loaded: {str(error).strip().splitlines()[0]}"
         if not isinstance(processor, ProcessorMixin) or getattr(processor, "tokenizer", None) is None:

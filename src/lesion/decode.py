@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,10 +31,16 @@ PADDING = 8  # prompts of one group differ by at most so many tokens
 
 @dataclass(frozen=True)
 class Prompt:
-    """One item to continue: its id names its random stream."""
+    """One item to continue: its id names its random stream.
+
+    A prompt with a picture has the `tensors` that show it to the model (one object for all prompts that show the same),
+    and says which of its tokens stand for it: `shows` has the number of the picture for each token, 0 for text.
+    """
 
     item: str
     tokens: tuple[int, ...]
+    shows: tuple[int, ...] = ()
+    tensors: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass
@@ -53,7 +59,9 @@ class Engine(Protocol):
 
     refills: bool
 
-    def start(self, slots: list[int], prompts: list[tuple[int, ...]]) -> torch.Tensor: ...
+    def groups(self, fresh: dict[int, Prompt]) -> list[list[int]]: ...
+
+    def start(self, slots: list[int], prompts: list[Prompt]) -> torch.Tensor: ...
     def step(self, tokens: torch.Tensor) -> torch.Tensor: ...
     def keep(self, slots: list[int]) -> None: ...
 
@@ -132,8 +140,8 @@ def _run(
             now = time.perf_counter()
             for slot, prompt in fresh.items():
                 rows[slot], started[prompt.item] = prompt, now
-            for group in _groups(fresh) if engine.refills else [list(fresh)]:
-                draw(group, engine.start(group, [fresh[slot].tokens for slot in group]))
+            for group in engine.groups(fresh):
+                draw(group, engine.start(group, [fresh[slot] for slot in group]))
             continue
         alive = [slot for slot, row in enumerate(rows) if row is not None]
         if len(alive) * 4 <= len(rows) * 3 and not waiting:  # nobody will come: a smaller batch is faster
@@ -142,18 +150,6 @@ def _run(
         logits = engine.step(last)
         draw(alive, logits if len(alive) == len(rows) else logits[alive])
     return [found[p.item] for p in prompts]
-
-
-def _groups(fresh: dict[int, Prompt]) -> list[list[int]]:
-    """Slots whose prompts are started together: of similar length, since the shorter ones are padded."""
-    order = sorted(fresh, key=lambda slot: (len(fresh[slot].tokens), slot))
-    groups: list[list[int]] = [[]]
-    for slot in order:
-        group, n = groups[-1], len(fresh[slot].tokens)
-        if group and (n - len(fresh[group[0]].tokens) > PADDING or n * (len(group) + 1) > PREFILL_TOKENS):
-            groups.append(group := [])
-        group.append(slot)
-    return groups
 
 
 class Slots:
@@ -166,7 +162,7 @@ class Slots:
         self.text = model.config.get_text_config()
         self.dtype = model.get_input_embeddings().weight.dtype
         longest = max(len(p.tokens) for p in prompts)
-        self.shared = _common_prefix([p.tokens for p in prompts]) if len(prompts) > 1 else 0
+        self.shared = _common_prefix(prompts) if len(prompts) > 1 else 0
         self.cache = SlotCache(rows, longest)
         self.limit = longest + new_tokens
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)  # of the token to come
@@ -174,10 +170,48 @@ class Slots:
         if self.shared:
             self.prefix = SlotCache(1, self.shared)
             tokens = torch.tensor([prompts[0].tokens[: self.shared]], device=model.device)
-            self._forward(self.prefix, torch.arange(1), tokens, torch.arange(self.shared, device=model.device)[None])
+            at = torch.arange(self.shared, device=model.device)[None]
+            self._forward(self.prefix, torch.arange(1), tokens, at, *self._sight(prompts[:1], 0, self.shared))
 
-    def _forward(self, cache: SlotCache, slots: torch.Tensor, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """tokens, at [n, T]; padding has `at` -1. Returns logits [n, V] of the last token."""
+    def groups(self, fresh: dict[int, Prompt]) -> list[list[int]]:
+        """Slots whose prompts are started together: of similar length, since the shorter ones are padded. A prompt whose
+        picture is not in the shared prefix is started alone, because pictures may differ in their tensors' shapes."""
+        alone = [[slot] for slot, prompt in fresh.items() if any(prompt.shows[self.shared :])]
+        order = sorted(
+            (slot for slot in fresh if [slot] not in alone), key=lambda slot: (len(fresh[slot].tokens), slot)
+        )
+        groups: list[list[int]] = []
+        for slot in order:
+            n = len(fresh[slot].tokens)
+            group = groups[-1] if groups else []
+            if not group or n - len(fresh[group[0]].tokens) > PADDING or n * (len(group) + 1) > PREFILL_TOKENS:
+                groups.append(group := [])
+            group.append(slot)
+        return groups + alone
+
+    def _sight(self, prompts: list[Prompt], start: int, end: int | None) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """What one prompt, from token `start` to `end`, shows: the picture of each token [1, T], and the model's input."""
+        shows = prompts[0].shows[start:end]
+        if not any(shows):
+            return None, {}
+        assert len(prompts) == 1 and prompts[0].tensors is not None
+        device = self.model.device
+        tensors = {
+            name: value.to(device, self.dtype if value.is_floating_point() else None)
+            for name, value in prompts[0].tensors.items()
+        }
+        return torch.tensor([shows], device=device), tensors
+
+    def _forward(
+        self,
+        cache: SlotCache,
+        slots: torch.Tensor,
+        tokens: torch.Tensor,
+        at: torch.Tensor,
+        shows: torch.Tensor | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """tokens, at, shows [n, T]; padding has `at` -1. Returns logits [n, V] of the last token."""
         padded = at < 0
         cache.turn_to(slots, at.masked_fill(padded, cache.columns - 1))
         kinds = set(getattr(self.text, "layer_types", None) or ())
@@ -185,7 +219,8 @@ class Slots:
         mask: Any
         if "sliding_attention" in kinds or self.text.model_type in _MASK_BY_KIND:
             masks = {"full_attention": None, "sliding_attention": window}
-            mask = {kind: cache.mask(w, self.dtype) for kind, w in masks.items()}
+            seen_both_ways = shows if self.model.config.model_type in _SEES_BOTH_WAYS else None
+            mask = {kind: cache.mask(w, self.dtype, seen_both_ways) for kind, w in masks.items()}
         else:
             mask = cache.mask(window, self.dtype)
         out = self.model(
@@ -195,11 +230,12 @@ class Slots:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **(tensors or {}),
         )
         return out.logits[:, -1]
 
-    def start(self, slots: list[int], prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        rest = [p[self.shared :] for p in prompts]
+    def start(self, slots: list[int], prompts: list[Prompt]) -> torch.Tensor:
+        rest = [p.tokens[self.shared :] for p in prompts]
         width = max(map(len, rest))
         tokens = torch.tensor([[0] * (width - len(r)) + list(r) for r in rest])
         at = torch.tensor([[-1] * (width - len(r)) + list(range(self.shared, self.shared + len(r))) for r in rest])
@@ -207,8 +243,9 @@ class Slots:
         if self.prefix is not None:
             self.cache.copy_prefix(self.prefix, index, self.shared)
         device = self.positions.device
-        self.positions[index] = torch.tensor([len(p) for p in prompts], device=device)
-        return self._forward(self.cache, index, tokens.to(device), at.to(device))
+        self.positions[index] = torch.tensor([len(p.tokens) for p in prompts], device=device)
+        sight = self._sight(prompts, self.shared, None)
+        return self._forward(self.cache, index, tokens.to(device), at.to(device), *sight)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         self.positions.clamp_(max=self.limit - 1)  # rows that have stopped stand still
@@ -234,10 +271,14 @@ class Waves:
         self.model = model
         self.alive: torch.Tensor | None = None
 
-    def start(self, slots: list[int], prompts: list[tuple[int, ...]]) -> torch.Tensor:
-        width, device = max(map(len, prompts)), self.model.device
-        tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts], device=device)
-        self.mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts], device=device)
+    def groups(self, fresh: dict[int, Prompt]) -> list[list[int]]:
+        return [list(fresh)]
+
+    def start(self, slots: list[int], prompts: list[Prompt]) -> torch.Tensor:
+        texts, device = [p.tokens for p in prompts], self.model.device
+        width = max(map(len, texts))
+        tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in texts], device=device)
+        self.mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in texts], device=device)
         self.encoded = self.model.get_encoder()(input_ids=tokens, attention_mask=self.mask)
         self.cache: Any = None
         first = torch.full((len(prompts),), self.model.generation_config.decoder_start_token_id, device=device)
@@ -269,6 +310,7 @@ class Waves:
         self.slots = torch.arange(len(slots))
 
 
+_SEES_BOTH_WAYS = {"gemma3"}  # the tokens of one picture see each other, whatever their order
 _MASK_BY_KIND = {"qwen2", "gemma2", "gemma3_text"}  # these take one mask for each kind of layer
 
 
@@ -278,11 +320,19 @@ def _engine(model: PreTrainedModel, rows: int, prompts: Sequence[Prompt], new_to
     return Slots(model, rows, prompts, new_tokens)
 
 
-def _common_prefix(prompts: list[tuple[int, ...]]) -> int:
-    """Length of what all prompts begin with; each keeps at least one token of its own."""
-    first, last = min(prompts), max(prompts)
+def _common_prefix(prompts: Sequence[Prompt]) -> int:
+    """Length of what all prompts begin with; each keeps at least one token of its own. A picture is shared whole or not
+    at all, since its tokens look alike whatever it shows."""
+    texts = [p.tokens for p in prompts]
+    first, last = min(texts), max(texts)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(same, min(map(len, prompts)) - 1)
+    same = min(same, min(map(len, texts)) - 1)
+    if any(any(p.shows) for p in prompts):
+        begins = min((i for p in prompts for i, number in enumerate(p.shows) if number), default=same)
+        ends = max(i + 1 for p in prompts for i, number in enumerate(p.shows) if number)
+        if ends > same or any(p.tensors is not prompts[0].tensors for p in prompts):
+            return min(same, begins)
+    return same
 
 
 def _refuse_bad(model: PreTrainedModel, prompts: Sequence[Prompt], new_tokens: int) -> None:
@@ -294,6 +344,8 @@ def _refuse_bad(model: PreTrainedModel, prompts: Sequence[Prompt], new_tokens: i
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     room = 0 if model.config.is_encoder_decoder else new_tokens
     for prompt in prompts:
+        if prompt.shows and model.config.is_encoder_decoder:
+            raise ValueError(f"item {prompt.item!r} shows a picture, which an encoder-decoder model does not see")
         if not prompt.tokens:
             raise ValueError(f"the prompt of item {prompt.item!r} has no tokens")
         if context and len(prompt.tokens) + room > context:

@@ -151,33 +151,45 @@ def llama_like(*norms: str, root: str = "model") -> Callable[[Any], tuple[Tower,
     return family
 
 
+def siglip(eye: str, vision: Any) -> Tower:
+    """The vision tower of an image-text model, and of its projections of patches."""
+    return Tower(
+        name="vision",
+        default=False,
+        layers=f"{eye}.encoder.layers",
+        heads=vision.num_attention_heads,
+        kv_heads=vision.num_attention_heads,
+        before={"embedding": f"{eye}.embeddings.patch_embedding", "position": f"{eye}.embeddings.position_embedding"},
+        inside={
+            **projections("self_attn", "q_proj k_proj v_proj out_proj"),
+            "mlp.in": "mlp.fc1",
+            "mlp.out": "mlp.fc2",
+            "norm": ("layer_norm1", "layer_norm2"),
+        },
+        after={"norm": f"{eye}.post_layernorm"},
+    )
+
+
+def smolvlm(config: Any) -> tuple[Tower, ...]:
+    """SmolVLM and Idefics 3: a Llama, a SigLIP tower and one matrix that joins them."""
+    return (
+        *llama_like(*TWO_NORMS, root="model.text_model")(config.text_config),
+        siglip("model.vision_model", config.vision_config),
+        Tower(
+            name="projector", default=False, before={"projection": "model.connector.modality_projection.proj"}
+        ),
+    )
+
+
 def gemma3(config: Any) -> tuple[Tower, ...]:
     """Gemma 3 with images: the text tower, a SigLIP tower and what projects one into the other.
 
     The pooling head that a SigLIP tower may carry is no site: Gemma reads the tower before it.
     """
-    vision = config.vision_config
-    eye, bridge = "model.vision_tower", "model.multi_modal_projector"
+    bridge = "model.multi_modal_projector"
     return (
         *llama_like(*FOUR_NORMS, *QK_NORMS, root="model.language_model")(config.text_config),
-        Tower(
-            name="vision",
-            default=False,
-            layers=f"{eye}.encoder.layers",
-            heads=vision.num_attention_heads,
-            kv_heads=vision.num_attention_heads,
-            before={
-                "embedding": f"{eye}.embeddings.patch_embedding",
-                "position": f"{eye}.embeddings.position_embedding",
-            },
-            inside={
-                **projections("self_attn", "q_proj k_proj v_proj out_proj"),
-                "mlp.in": "mlp.fc1",
-                "mlp.out": "mlp.fc2",
-                "norm": ("layer_norm1", "layer_norm2"),
-            },
-            after={"norm": f"{eye}.post_layernorm"},
-        ),
+        siglip("model.vision_tower", config.vision_config),
         Tower(
             name="projector",
             default=False,
@@ -262,6 +274,8 @@ FAMILIES: dict[str, Callable[[Any], tuple[Tower, ...]]] = {
     "gemma2": llama_like(*FOUR_NORMS),
     "gemma3_text": llama_like(*FOUR_NORMS, *QK_NORMS),
     "gemma3": gemma3,
+    "smolvlm": smolvlm,
+    "idefics3": smolvlm,
     "opt": opt,
     "t5": t5,
 }

@@ -98,10 +98,17 @@ class SlotCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.columns
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [n, 1, T, S]: a token sees the columns up to its own, within the window where there is one."""
+    def mask(self, window: int | None, dtype: torch.dtype, shows: torch.Tensor | None = None) -> torch.Tensor:
+        """Additive mask [n, 1, T, S]: a token sees the columns up to its own, within the window where there is one.
+
+        shows [n, T]: the picture a token stands for, 0 for text; tokens of one picture see each other both ways.
+        """
         column, at = torch.arange(self.columns, device=self.at.device), self.at[:, None, :, None]
         seen = column <= at
+        if shows is not None:
+            there = torch.zeros(len(shows), self.columns, dtype=shows.dtype, device=shows.device)
+            there = there.scatter_(1, self.at, shows)[:, None, None, :]
+            seen |= (there == shows[:, None, :, None]) & (there > 0)
         if window is not None:
             seen &= column > at - window
         seen[..., 0] |= self.at[:, None] == self.columns - 1  # padding sees something, so that it stays finite

@@ -87,6 +87,14 @@ TINY: dict[str, dict[str, Any]] = {
         "boi_token_index": 260,
         "eoi_token_index": 261,
     },
+    "tiny-smolvlm": {
+        "model_type": "smolvlm",
+        "text_config": {"model_type": "llama", **_LLAMA, **_BYTES, "vocab_size": 264},
+        "vision_config": {k: v for k, v in _VISION.items() if k != "model_type"},
+        "scale_factor": 2,
+        "image_token_id": 262,
+        "pad_token_id": 258,
+    },
     "tiny-t5": {
         "model_type": "t5",
         "d_model": 64,

@@ -92,7 +92,7 @@ class Progress:
                 self.now = f"{told['measure'].name} {told['done']}/{told['items']}"
             case "seal":
                 self.done += 1
-                logger.debug("%s | %s | %s", told["node"].trial, describe(told["measure"]), told["summary"])
+                logger.debug("%s | %s | %s", told["trial"], describe(told["measure"]), told["summary"])
             case "failure":
                 text = " ".join(f"{type(told['error']).__name__}: {told['error']}".split("\n"))
                 self.failures[text] += 1

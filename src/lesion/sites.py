@@ -150,6 +150,15 @@ _FIRST = ("embedding", "projection", "position", "attention", "cross", "mlp")
 _LAST = ("norm", "head")
 
 
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the text model, first to last. Raises ValueError where there are several towers of them."""
+    towers = [tower for tower in _towers(model) if tower.default and tower.layers]
+    if len(towers) != 1:
+        raise ValueError(f"{_type(model)} has no one stack of layers: {', '.join(t.name for t in towers) or 'none'}")
+    assert towers[0].layers is not None
+    return list(model.get_submodule(towers[0].layers).children())
+
+
 def _order(role: str) -> int:
     """Rank of a role in reading order; those that a family has invented come between the mlp and the norms."""
     return _FIRST.index(role) - len(_FIRST) if role in _FIRST else 1 + _LAST.index(role) if role in _LAST else 0

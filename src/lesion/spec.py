@@ -85,7 +85,9 @@ class Spec(BaseModel):
 
     def pin(self) -> Self:
         """The same spec with everything that could move fixed: a branch becomes a commit, a file its digest."""
-        return self
+        moved = {name: value.pin() for name in type(self).model_fields if isinstance(value := getattr(self, name), Spec)}
+        moved = {name: value for name, value in moved.items() if value is not getattr(self, name)}
+        return self.model_copy(update=moved) if moved else self
 
     def identity(self) -> Any:
         """The JSON value that the key is made of: everything, unless a field only says where to look."""

@@ -68,6 +68,7 @@ class Measure(Spec):
 
     family: ClassVar[str] = "measure"
     chunk: ClassVar[int] = 64
+    on_bench: ClassVar[bool] = True  # False: reads the rows of quoted readings only, and no model is loaded for it
 
     @abstractmethod
     def items(self, specimen: Specimen) -> list[str]:
@@ -171,6 +172,7 @@ class Specimen:
     digests: dict[str, str] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     recall: Callable[[Reading], list[Row]] | None = None  # rows of a quoted reading
+    bring: Callable[[Trial], Specimen] | None = None  # a second model: that of a quoted trial
 
     @property
     def device(self) -> torch.device:

@@ -57,13 +57,32 @@ def forest(readings: Iterable[Reading]) -> list[Node]:
     return list(roots.values())
 
 
-def quoted(readings: Iterable[Reading]) -> list[Reading]:
-    """Readings that these ones hold as fields of their steps or measures, and must be taken first."""
+def quoted(reading: Reading) -> list[Reading]:
+    """Readings that this one holds as fields of its steps or its measure, and that must be taken before it."""
     found: dict[str, Reading] = {}
-    for reading in readings:
-        for part in (*reading.trial.steps, reading.measure):
-            found.update((quote.key, quote) for quote in part.quotes() if isinstance(quote, Reading))
+    for part in (*reading.trial.steps, reading.measure):
+        for quote in part.quotes():
+            if isinstance(quote, Reading):
+                found[quote.key] = quote
+            elif isinstance(quote, Trial):
+                found |= {q.key: q for step in quote.steps for q in step.quotes() if isinstance(q, Reading)}
     return list(found.values())
+
+
+def in_order(readings: Iterable[Reading]) -> list[list[Reading]]:
+    """These readings and all that they quote, each once, in rounds: what quotes comes in a later round than what it
+    quotes, and everything as early as it can."""
+    rounds: dict[str, int] = {}
+    found: dict[str, Reading] = {}
+
+    def settle(reading: Reading) -> int:
+        if reading.key not in rounds:
+            rounds[reading.key] = max((1 + settle(quote.pin()) for quote in quoted(reading)), default=0)
+            found[reading.key] = reading
+        return rounds[reading.key]
+
+    last = max((settle(reading) for reading in readings), default=-1)
+    return [[found[key] for key, number in rounds.items() if number == wanted] for wanted in range(last + 1)]
 
 
 def states(reading: Reading) -> Iterator[str]:
@@ -195,11 +214,19 @@ class Walk:
     def take(self, readings: Iterable[Reading], force: bool = False) -> None:
         """Takes every reading that is not in the store yet, or with `force` every one again."""
         wanted = list(readings)
-        if first := quoted(wanted):
-            self.take(first)
-        missing = {r.key: r for r in wanted if self.store.next_take(r.key, force) is not None}
-        self._force = force
+        self._forced = {reading.key for reading in wanted} if force else set()
         self._settled: set[str] = set()  # sealed or failed in this run
+        self._second: tuple[str, Specimen] | None = None
+        for some in in_order(wanted):
+            missing = {r.key: r for r in some if self._next_take(r.key) is not None}
+            self._walk({key: r for key, r in missing.items() if r.measure.on_bench})
+            for key, reading in missing.items():
+                if not reading.measure.on_bench:
+                    self._from_rows(key, reading)
+        self._second = None
+
+    def _walk(self, missing: dict[str, Reading]) -> None:
+        """Takes readings of models."""
         while segments := forest(missing.values()):
             while segments:
                 root = segments.pop()
@@ -215,6 +242,17 @@ class Walk:
             rest = {key: r for key, r in missing.items() if self._settled.isdisjoint((*states(r), key))}
             assert len(rest) < len(missing), "every round settles something"
             missing = rest
+
+    def _from_rows(self, key: str, reading: Reading) -> None:
+        """Takes a reading of readings: nothing lies on the bench."""
+        trial = reading.trial
+        try:
+            self._read(key, reading.measure, Specimen(None, None, trial, recall=self._recall))
+        except Exception as error:
+            self._fail(key, error)
+
+    def _next_take(self, key: str) -> int | None:
+        return self.store.next_take(key, key in self._forced)
 
     def _segment(self, root: Node) -> list[Node]:
         """Visits a root and all that is reached from it in place; returns the kept states to go on from."""
@@ -232,7 +270,7 @@ class Walk:
                 kept.append(number)
         self.tell("load", trial=trial)
         specimen = trial.subject.load(self.device)
-        specimen.recall = self._recall
+        specimen.recall, specimen.bring = self._recall, self._bring
         if kept[-1]:
             for step in trial.steps[: kept[-1]]:
                 step.attach(specimen.model)
@@ -264,7 +302,7 @@ class Walk:
             self.store.add_state(node.key, node.trial.to_json(), bench.specimen.ledger)
         for reading, measure in node.measures.items():
             try:
-                self._read(node, reading, measure, bench)
+                self._read(reading, measure, bench.specimen)
             except Exception as error:
                 self._fail(reading, error)
             bench.verify(describe(measure), reading)
@@ -287,13 +325,13 @@ class Walk:
                 self._fail(child.key, error)
         return kept
 
-    def _read(self, node: Node, reading: str, measure: Measure, bench: Bench) -> None:
-        take = self.store.next_take(reading, self._force)
+    def _read(self, reading: str, measure: Measure, specimen: Specimen) -> None:
+        take = self._next_take(reading)
         assert take is not None
-        started, specimen = time.perf_counter(), bench.specimen
+        started = time.perf_counter()
         items = measure.items(specimen)
         if not items:
-            raise ValueError(f"{describe(measure)} has no items on {node.trial}")
+            raise ValueError(f"{describe(measure)} has no items on {specimen.trial}")
         if len(set(items)) < len(items):
             raise ValueError(f"{describe(measure)} names an item twice")
         have: dict[str, Row] = dict(self.store.index.begun.get(reading, {}).get(take, {}))
@@ -314,7 +352,7 @@ class Walk:
             Seal(
                 reading=reading,
                 take=take,
-                state=node.key,
+                state=specimen.trial.key,
                 measure=measure.to_json(),
                 n=len(items),
                 summary=summary,
@@ -323,13 +361,20 @@ class Walk:
             )
         )
         self._settled.add(reading)
-        self.tell("seal", node=node, measure=measure, summary=summary)
+        self.tell("seal", trial=specimen.trial, measure=measure, summary=summary)
 
     def _recall(self, reading: Reading) -> list[Row]:
         """Rows of a quoted reading. Raises ValueError where it failed: what quotes it cannot be done either."""
         if reading.pin().key not in self.store.index.seals:
             raise ValueError(f"the quoted reading of {reading.trial} by {describe(reading.measure)} is not in the lab")
         return list(self.store.rows([reading.pin().key]))
+
+    def _bring(self, trial: Trial) -> Specimen:
+        """A second model, to compare with the one on the bench. The last one stays in memory until the walk is over."""
+        if self._second is None or self._second[0] != trial.key:
+            self._second = None  # before the next one is loaded
+            self._second = trial.key, self.materialise(trial)
+        return self._second[1]
 
     def _fail(self, of: str, error: Exception) -> None:
         self._settled.add(of)

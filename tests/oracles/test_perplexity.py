@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lesion.measures.perplexity import BATCH_TOKENS, Perplexity, Window, batches, windows
+from lesion.likelihood import BATCH_TOKENS, Window, batches, windows
+from lesion.measures.perplexity import Perplexity
 from lesion.subjects import Scratch
 from lesion.texts import corpus
 

@@ -6,13 +6,14 @@ asked with the same seed differ by the damage and not by luck.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from lesion.batteries import Prompt, battery, battery_digest, grade
+from lesion.batteries import Prompt, battery, battery_digest, grade, picture_digest
 from lesion.trial import Measure, Row, Specimen
 
 
@@ -35,6 +36,9 @@ class Generation(Measure):
 
     def pin(self) -> Self:
         found = battery_digest(self.battery)
+        if shown := sorted({p.image for p in battery(self.battery) if p.image is not None}):
+            text = " ".join([found, *map(picture_digest, shown)])
+            found = hashlib.sha256(text.encode()).hexdigest()
         if self.sha256 not in (None, found):
             raise ValueError(f"battery {self.battery!r} was to have sha256 {self.sha256} but has {found}")
         return self if self.sha256 else self.model_copy(update={"sha256": found})
@@ -59,7 +63,7 @@ class Generation(Measure):
         from lesion import decode
 
         prompts = self._prompts()
-        asked = [decode.Prompt(item, self._tokenise(specimen, prompts[item])) for item in items]
+        asked = self._asked(specimen, {item: prompts[item] for item in items})
         how = decode.Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         found = decode.continue_texts(
             specimen.model,
@@ -72,16 +76,41 @@ class Generation(Measure):
         )
         return [self._row(specimen, prompts[c.item], c) for c in found]
 
-    def _tokenise(self, specimen: Specimen, prompt: Prompt) -> tuple[int, ...]:
-        """A chat template brings its own start tokens; without one the tokenizer's own rules hold."""
+    def _asked(self, specimen: Specimen, prompts: dict[str, Prompt]) -> list[Any]:
+        """The prompts as tokens, and pictures as what the model's processor makes of them."""
+        from lesion import decode
+        from lesion.pictures import look
+
+        asked: list[Any] = []
+        tensors: dict[str, Any] = {}  # of each picture: one object, however many prompts show it
+        for item, prompt in prompts.items():
+            if prompt.image is None:
+                asked.append(decode.Prompt(item, self.tokenise(specimen, prompt.text)))
+                continue
+            if specimen.processor is None:
+                name = type(specimen.model).__name__
+                raise ValueError(
+                    f"prompt {prompt.id!r} shows a picture, but this {name} comes without an image processor"
+                )
+            ids, shows, made = look(specimen.processor, prompt.text, prompt.image, self._chats(specimen.processor))
+            asked.append(decode.Prompt(item, ids, shows, tensors.setdefault(prompt.image, made)))
+        return asked
+
+    def _chats(self, reader: Any) -> bool:
+        """Whether prompts go through the chat template of this tokenizer or processor."""
+        if self.chat == "template" and not reader.chat_template:
+            raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
+        return self.chat != "plain" and bool(reader.chat_template)
+
+    def tokenise(self, specimen: Specimen, prompt: str) -> tuple[int, ...]:
+        """What the model reads before it answers. A chat template brings its own start tokens; without one the
+        tokenizer's own rules hold."""
         tokenizer = specimen.tokenizer
         assert tokenizer is not None
-        if self.chat == "template" and not tokenizer.chat_template:
-            raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
-        if self.chat == "plain" or not tokenizer.chat_template:
-            return tuple(tokenizer(prompt.text)["input_ids"])
+        if not self._chats(tokenizer):
+            return tuple(tokenizer(prompt)["input_ids"])
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -93,6 +122,7 @@ class Generation(Measure):
             "prompt": prompt.id,
             "group": prompt.group,
             "asked": prompt.text,
+            "image": prompt.image,
             "text": text,
             "tokens": len(found.tokens),
             "stop": found.stop,

@@ -1,0 +1,72 @@
+"""The likelihood of tokens under a causal model, in windows over documents: the one place where predictions meet targets.
+
+    NLL = −Σᵢ ln p(tᵢ | the tokens before it in its window)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = 1024  # tokens of one forward; a constant, because rounding depends on the shape of a batch
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens `start:end` of a document, of which those from `scored` on are scored."""
+
+    item: str
+    start: int
+    scored: int
+    end: int
+
+
+def windows(item: str, length: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows over one document: every token but the first is scored exactly once, with the longest history there is."""
+    done = 1
+    for start in range(0, max(length, 1), stride):
+        end = min(start + window, length)
+        if end > done:
+            yield Window(item, start, done, end)
+        done = max(done, end)
+        if end == length:
+            return
+
+
+def batches(todo: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows of similar length together, up to BATCH_TOKENS with the padding counted."""
+    batch: list[Window] = []
+    for window in sorted(todo, key=lambda w: w.start - w.end):  # stable: the longest first
+        width = batch[0].end - batch[0].start if batch else 0
+        if batch and width * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def negative_log_likelihood(model: Any, batch: Sequence[Window], tokens: dict[str, list[int]]) -> list[float]:
+    """Sum over the scored tokens of each window of −ln p, in nats: float32 log-softmax, float64 sums.
+
+    Padding is on the right, where a causal model cannot see it. The shift between logits and targets is here, and only here.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    width = max(w.end - w.start for w in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    for row, w in zip(ids, batch, strict=True):
+        row[: w.end - w.start] = torch.tensor(tokens[w.item][w.start : w.end])
+    logits: torch.Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    sums = []
+    for row, w in enumerate(batch):
+        first = w.scored - w.start
+        target = ids[row, first : w.end - w.start].to(logits.device)
+        predicted = logits[row, first - 1 : w.end - w.start - 1].float()
+        sums.append(F.cross_entropy(predicted, target, reduction="none").double().sum().item())
+    return sums
