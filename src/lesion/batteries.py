@@ -36,8 +36,9 @@ SHELF = Shelf(
     folder=DATA / "batteries",
     pins={
         "dreams.jsonl": "0e371fe0c53b512586d668d8062cfbc6aee03760ef0121bdbad46a707cf07c09",
-        "iq.jsonl": "b49cab6089993b0a892fd3564415e47c112e5a68d4978b8be2956613bde75a6f",
+        "iq.jsonl": "3c4effa903a05095404e71bc0b095efbf3e09e73686b8e3b2be869a7cd74a4ef",
         "picture.jsonl": "f58826dd0fb2f51e5469de706700c17f905ea32287ab5dcd790f6ce4d44c9f50",
+        "picture-told.jsonl": "9f71bfa583ccc483dd9c50917b81ad7bfcf5ccabce335faa9ea8324d8b80eb2e",
         "small.jsonl": "bd2109536fbbf7c1bf77540652d3561a15fe44f2a6ebf844f11b43b4ec11e485",
     },
     suffixes=(".jsonl", ".csv"),

@@ -137,6 +137,12 @@ def parser() -> Parser:
         made = command(name, what, usage=f"lesion {name} STUDY [options]", epilog=more, add_help=False)
         made.add_argument("study", metavar="STUDY", help=f"one of: {names}")
         made.add_argument("-h", "--help", action=StudyHelp, nargs=0, default=False, help="this help")
+    calibrated = commands.add_parser("calibrate", help="what the statistics do on studies of known truth, as a table")
+    calibrated.set_defaults(parser=calibrated)
+    calibrated.add_argument(
+        "--simulations", type=_count, metavar="N", default=1000, help="of each kind (default: 1000)"
+    )
+    calibrated.add_argument("--seed", type=_count, metavar="N", default=0, help="of the simulations (default: 0)")
     command("status", "what a lab holds: states, readings, rows, failures")
     shown = command("show", "one state, reading or failure")
     shown.add_argument("key", metavar="KEY", help="its key, or the beginning of it; `lesion status` lists states")

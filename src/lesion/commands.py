@@ -86,6 +86,17 @@ def report(options: argparse.Namespace, rest: list[str]) -> int:
     return FAILED if answer.missing else OK
 
 
+def calibrate(options: argparse.Namespace, rest: list[str]) -> int:
+    """Simulated studies in which nothing differs, or the truth is known: exit code 1 where a procedure fails."""
+    from lesion.calibration import calibrate as simulate
+
+    table = simulate(options.simulations, options.seed)
+    print_frame(table, most=len(table), fold=False)
+    failed = table.filter(~table["ok"])
+    say(f"{len(table)} lines, {len(failed)} not as expected")
+    return FAILED if len(failed) else OK
+
+
 def status(options: argparse.Namespace, rest: list[str]) -> int:
     store = _existing(options)
     index = store.index

@@ -189,7 +189,9 @@ class Slots:
             group.append(slot)
         return groups + alone
 
-    def _sight(self, prompts: list[Prompt], start: int, end: int | None) -> tuple[torch.Tensor | None, dict[str, Any]]:
+    def _sight(
+        self, prompts: Sequence[Prompt], start: int, end: int | None
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """What one prompt, from token `start` to `end`, shows: the picture of each token [1, T], and the model's input."""
         shows = prompts[0].shows[start:end]
         if not any(shows):

@@ -175,9 +175,7 @@ def smolvlm(config: Any) -> tuple[Tower, ...]:
     return (
         *llama_like(*TWO_NORMS, root="model.text_model")(config.text_config),
         siglip("model.vision_model", config.vision_config),
-        Tower(
-            name="projector", default=False, before={"projection": "model.connector.modality_projection.proj"}
-        ),
+        Tower(name="projector", default=False, before={"projection": "model.connector.modality_projection.proj"}),
     )
 
 

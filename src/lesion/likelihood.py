@@ -1,6 +1,6 @@
 """The likelihood of tokens under a causal model, in windows over documents: the one place where predictions meet targets.
 
-    NLL = −Σᵢ ln p(tᵢ | the tokens before it in its window)
+NLL = −Σᵢ ln p(tᵢ | the tokens before it in its window)
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def _loop_start(text: str) -> int:
         while start and text[start - 1] == text[start - 1 + period]:
             start -= 1
         return start + period
-    folded, places = text.casefold(), range(len(text))
+    folded = text.casefold()
+    places: Sequence[int] = range(len(text))
     if len(folded) != len(text):  # "ß" is "ss"
         places = [place for place, character in enumerate(text) for _ in character.casefold()]
     found = list(re.finditer(r"\w+|[-+*/=×÷]+", folded))

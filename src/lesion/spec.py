@@ -85,7 +85,9 @@ class Spec(BaseModel):
 
     def pin(self) -> Self:
         """The same spec with everything that could move fixed: a branch becomes a commit, a file its digest."""
-        moved = {name: value.pin() for name in type(self).model_fields if isinstance(value := getattr(self, name), Spec)}
+        moved = {
+            name: value.pin() for name in type(self).model_fields if isinstance(value := getattr(self, name), Spec)
+        }
         moved = {name: value for name, value in moved.items() if value is not getattr(self, name)}
         return self.model_copy(update=moved) if moved else self
 

@@ -33,6 +33,10 @@ class Answer:
     generations: pl.DataFrame
     notes: list[str] = field(default_factory=list)
     missing: int = 0  # readings that are not there yet, or failed
+    claims: pl.DataFrame | None = None
+    heat: pl.DataFrame | None = None
+    extra: dict[str, pl.DataFrame] = field(default_factory=dict)  # title → a further table
+    files: dict[str, bytes] = field(default_factory=dict)  # path below the study's folder → content
 
 
 class Study(Spec):
@@ -65,7 +69,7 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
     """Answers a study from the lab and writes study.json, report.html, tables and figures."""
     import json
 
-    from lesion.report.page import build
+    from lesion.report.page import build, write
     from lesion.trial import Trial
 
     answer = asked.answer(store)
@@ -83,6 +87,8 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
     where = folder(store, asked)
     where.mkdir(parents=True, exist_ok=True)
     (where / "study.json").write_text(json.dumps(asked.to_json(), indent=1), encoding="utf-8")
+    for name, content in answer.files.items():
+        write(where / name, content)
     page = build(
         where,
         title=asked.name,
@@ -95,6 +101,9 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
         ledgers=ledgers,
         environments=unique([store.index.environments[w] for w in sorted(writers) if w in store.index.environments]),
         notes=answer.notes,
+        claims=answer.claims,
+        heat=answer.heat,
+        extra=answer.extra,
     )
     return answer, page
 

@@ -173,6 +173,7 @@ class Specimen:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     recall: Callable[[Reading], list[Row]] | None = None  # rows of a quoted reading
     bring: Callable[[Trial], Specimen] | None = None  # a second model: that of a quoted trial
+    memo: dict[str, Any] = field(default_factory=dict)  # what measures remember of a second model, which nobody changes
 
     @property
     def device(self) -> torch.device:

@@ -12,8 +12,8 @@ A unit is found where its pattern matches within one sentence and the match is n
 - "no boy", "not a boy", "without a boy" and "I cannot see a boy" are no mentions. "She does not notice the boy" is one:
   what a person in the picture fails to notice is there.
 
-This is a reading of words, not of sense. Pronouns are followed only where the words around them are telling ("she
-reaches for a cookie"), and a unit that is told in words nobody thought of is missed.
+This is a reading of words, not of sense: "he" is the boy, "she" the girl or the woman whom the sentence before names
+first, and a unit that is told in words nobody thought of is missed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOT = r"no|not|never|nor|neither|without|cannot|none|nobody|\w+n't"
 def _near(first: str, then: str, words: int, bar: str = "-") -> str:
     """`first` and then `then`, with at most so many words in between, no negation and nothing of `bar` among them."""
     between = rf"(?!(?:{_NOT}|{bar})(?!\w))\w[\w'-]*[^\w']+"
-    return rf"(?:{first})(?!\w)(?:'s)?[^\w']+(?:{between}){{0,{words}}}(?:{then})"
+    return rf"(?:{first})(?!\w)(?:'\w+)?[^\w']+(?:{between}){{0,{words}}}(?:{then})"
 
 
 def _both(one: str, other: str, words: int, bar: str = "-") -> str:
@@ -61,8 +61,8 @@ _TIP = (
 )
 _FALL = r"f[ae]ll(?:s|ing|en)?|tumbl\w*|toppl\w*|slip(?:s|ped|ping)?|crash\w*|plung\w*"
 _REACH = (
-    r"reach\w*|stretch\w*|extend\w*|rais(?:es?|ed|ing)|hold\w* (?:out|up)|outstretched|ask\w* for|beg\w* for|wait\w* for|want\w*"
-    r"|(?:hold|lift|put)\w* (?:(?:out|up) )?(?:her|a|one) (?:\w+ )?(?:hand|arm)"
+    r"reach\w*|stretch\w*|extend\w*|rais(?:es?|ed|ing)|hold\w* (?:out|up)|outstretched|ask\w* (?:\w+ ){0,3}for|beg\w* for"
+    r"|wait\w* for|want\w*|(?:hold|lift|put)\w* (?:(?:out|up) )?(?:her|a|one) (?:\w+ )?(?:hand|arm)"
 )
 _HAPPY = (
     r"happ(?:y|ily|ier)|smil\w*|laugh\w*|giggl\w*|grin\w*|cheerful\w*|glad|delight\w*|joy\w*|excite[dm]\w*|amused"
@@ -72,6 +72,8 @@ _QUIET = r"quiet|silent|silence|secret"
 _SPILL = (
     r"spill\w*|spilt|pour\w*|gush\w*|cascad\w*|run\w* over|ran over|flow\w* over|over the (?:\w+ )?(?:edge|rim|side)"
 )
+
+_GLAD = rf"(?:{_HAPPY})(?! (?:{BOY}|{WOMAN})(?!\w))"  # "looks at the smiling woman" tells nothing of the girl
 
 UNITS: dict[str, re.Pattern[str]] = {
     unit: re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE)
@@ -104,7 +106,7 @@ UNITS: dict[str, re.Pattern[str]] = {
             )
         ),
         "girl": GIRL,
-        "girl reaching": f"{_near(f'{GIRL}', _REACH, 9, _NOT_GIRL)}|{_near('she', _near(_REACH, COOKIES, 6), 3)}",
+        "girl reaching": f"{_near(GIRL, _REACH, 20, _NOT_GIRL)}|{_near('she', _near(_REACH, COOKIES, 6), 3)}",
         "shushing": "|".join(
             (
                 r"shush\w*|hush(?:es|ed|ing)?|s+h{2,}",
@@ -117,7 +119,7 @@ UNITS: dict[str, re.Pattern[str]] = {
                 ),
             )
         ),
-        "girl happy": f"{_near(f'{GIRL}|{CHILDREN}', _HAPPY, 9, _NOT_GIRL)}|{_near(_HAPPY, GIRL, 2, _NOT_GIRL)}",
+        "girl happy": f"{_near(f'{GIRL}|{CHILDREN}', _GLAD, 9, _NOT_GIRL)}|{_near(_HAPPY, GIRL, 2, _NOT_GIRL)}",
         "woman": WOMAN,
         "washing or drying": "|".join(
             (
@@ -156,6 +158,7 @@ _GOES_ON = re.compile(
     r"(?<!\w)(?:and|but|while|because|so|as|although|though|who|which|that|when|far|only|just|merely)(?!\w)"
 )
 _UNNOTICED = re.compile(r"(?<!\w)(?:notic|reali[sz]|aware|attention|see|watch|look|hear|mind|car(?:e|ing)|know|pay)")
+_SHE = re.compile(rf"(?<!\w)(?:{GIRL}|{WOMAN}|she)(?!\w)", re.IGNORECASE)
 _TELLER = re.compile(r"(?<!\w)(?:i|we|you|one)(?: (?:can|could|do|did|would|really|also))* ?\Z", re.IGNORECASE)
 
 
@@ -163,7 +166,23 @@ def found(text: str) -> dict[str, bool]:
     """Which units a text mentions: each name of `UNITS`, in their order, with True or False. An empty text has none."""
     text = text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
     sentences = [" ".join(part.split()) for part in _END.split(text)]
+    sentences = _named(sentences)
     return {unit: any(_mentions(pattern, sentence) for sentence in sentences) for unit, pattern in UNITS.items()}
+
+
+def _named(sentences: list[str]) -> list[str]:
+    """The sentences, where the first "she" is "the girl" or "the woman" if no earlier word of its sentence says who she
+    is: the one who was named first in the last sentence that names either."""
+    named, last = [], None
+    for sentence in sentences:
+        names = [match[0] for match in _SHE.finditer(sentence)]
+        if last and names and names[0].casefold() == "she":
+            sentence = _SHE.sub(last, sentence, count=1)
+        known = [name for name in names if name.casefold() != "she"]
+        if known:
+            last = "the girl" if re.fullmatch(GIRL, known[0], re.IGNORECASE) else "the woman"
+        named.append(sentence)
+    return named
 
 
 def _mentions(pattern: re.Pattern[str], sentence: str) -> bool:
@@ -171,7 +190,7 @@ def _mentions(pattern: re.Pattern[str], sentence: str) -> bool:
     overlap with one that is not."""
     match = pattern.search(sentence)
     while match is not None:
-        if not _denied(sentence[: match.start()]):
+        if not _denied(sentence[max(0, match.start() - 200) : match.start()]):  # more than a negation is away
             return True
         match = pattern.search(sentence, match.start() + 1)
     return False

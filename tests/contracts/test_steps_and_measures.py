@@ -1,5 +1,6 @@
 """Contracts that hold for every step and measure there is. A new one joins by being in EXAMPLES, which a test enforces."""
 
+import importlib
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import torch
 
 from lesion import measures, packaged, steps
 from lesion.digest import combined, digests
+from lesion.judging import RUBRICS
 from lesion.lab import product
 from lesion.spec import Spec, find, words
 from lesion.subjects import Scratch
@@ -17,6 +19,7 @@ from lesion.walk import Bench
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
 HEALTHY = Trial(subject=Scratch())
 GENERATION = measures.Generation(prompts=5, new_tokens=6, seed=1, batch=3).pin()
+TEXTS = Reading(trial=HEALTHY, measure=GENERATION)
 EXAMPLES: dict[str, list[Step | Measure]] = {
     "noise": [
         steps.Noise(site=s, sigma=0.3, law=k, seed=1)
@@ -37,12 +40,25 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "perplexity": [measures.Perplexity(documents=2, tokens=80, window=64, stride=32).pin()],
     "generation": [GENERATION],
     "displacement": [measures.Displacement(reference=HEALTHY, documents=2, tokens=40).pin()],
-    "surprisal": [measures.Surprisal(of=Reading(trial=HEALTHY, measure=GENERATION))],
-    "prose": [measures.Prose(of=Reading(trial=HEALTHY, measure=GENERATION))],
+    "surprisal": [measures.Surprisal(of=TEXTS)],
+    "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
+    "prose": [measures.Prose(of=TEXTS)],
 }
 TEXTS_OF_CAUSAL_MODELS = {"perplexity", "displacement", "surprisal"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}
+
+
+@pytest.fixture(autouse=True)
+def a_judge_who_finds_everything_average(monkeypatch):
+    """Contracts need no network; the client is tested against a server of its own."""
+
+    def ask(endpoint, model, messages, *, schema, **how):
+        scores = {name: (scale["minimum"] + scale["maximum"]) // 2 for name, scale in schema["properties"].items()}
+        return {"scores": scores, "reply": "", "model": model, "messages": "", "seconds": 0.0, "attempts": 1}
+
+    importlib.import_module("lesion.measures.judge")
+    monkeypatch.setattr("lesion.measures.judge.ask", ask)
 
 
 def specimen(family):

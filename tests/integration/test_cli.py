@@ -20,7 +20,21 @@ from lesion import cli, commands
 from lesion.store import Store
 
 SRC = str(Path(cli.__file__).parents[1])
-SMALL = ["--prompts", "4", "--new-tokens", "6", "--documents", "2", "--tokens", "40", "--repeats", "2"]
+SMALL = [
+    "--measures",
+    "perplexity",
+    "generation",
+    "--prompts",
+    "4",
+    "--new-tokens",
+    "6",
+    "--documents",
+    "2",
+    "--tokens",
+    "40",
+    "--repeats",
+    "2",
+]
 LLAMA = ["degrade", "--subject", "tiny-llama", *SMALL, "--site", "mlp", "--doses", "0", "0.3"]
 NEOX = [
     "degrade",
@@ -332,11 +346,15 @@ WRONG = {
     "--method ablate-heads": r"needs a site within attention",
     "--subject nope": r"no subject 'nope'; there are: smollm2, tiny-llama, ",
     "--subject ./nope": r"no folder nope",
-    "--battery nope": r"no battery 'nope'; packaged: small",
-    "--battery nope.jsonl": r"no file 'nope.jsonl' for a battery; packaged: small",
+    "--battery nope": r"no battery 'nope'; packaged: dreams, iq, picture, picture-told, small",
+    "--battery nope.jsonl": r"no file 'nope.jsonl' for a battery; packaged: dreams, iq, picture, picture-told, small",
     "--battery none.jsonl": r"none.jsonl holds no prompts",
     "--battery empty.jsonl": r"empty.jsonl, line 1: prompt 'empty/prompt-001' has no text",
     "--battery broken.jsonl": r"broken.jsonl, line 2: not JSON",
+    "--tier small": r"a tier is of a preset: name one of dreams, iq, picture",
+    "--preset zap": r"--preset should be 'none', 'dreams', 'iq' or 'picture', not 'zap'",
+    "--each head --site mlp": r"'mlp' has no heads to be damaged one by one",
+    "--judges j": r"judges are asked over the network: name a judge_endpoint",
     "--corpus nope": r"no corpus 'nope'; packaged: austen",
     "--corpus empty.txt": r"empty.txt holds no text",
     "--doses -0.1": r"sigma should be greater than or equal to 0, not -0.1",
@@ -363,7 +381,7 @@ WRONG = {
     "--threads -1": r"expected a whole number from 0, not '-1'",
     "--verbosity loud": r"invalid choice: 'loud' \(choose from '?quiet'?, '?normal'?, '?verbose'?\)",
     "--dose 1": r"no option --dose; did you mean --doses\?",
-    "--zap=3": r"no option --zap; there are: --subject, .*--force",
+    "--zap=3": r"no option --zap; there are: --preset, .*--force",
     "extra": r"does not know what to do with 'extra'",
 }
 

@@ -34,7 +34,7 @@ def specimen():
 
 
 def asked(specimen, questions):
-    return [Prompt(q.id, Generation()._tokenise(specimen, q)) for q in questions]
+    return [Prompt(q.id, Generation().tokenise(specimen, q.text)) for q in questions]
 
 
 def test_the_model_is_the_pinned_one(specimen):

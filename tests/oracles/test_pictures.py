@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from lesion import packaged
 from lesion.decode import Prompt, Sampling, continue_texts
@@ -168,7 +168,9 @@ def test_a_battery_with_pictures_is_a_reading_like_any_other(tmp_path, lab, pict
 def test_a_model_without_eyes_says_so(lab, pictures, tmp_path):
     battery = tmp_path / "own.jsonl"
     battery.write_text(f'{{"prompt": "What is it?", "image": "{pictures[0]}"}}\n')
-    with pytest.raises(RuntimeError, match="shows a picture, but this LlamaForCausalLM comes without an image processor"):
+    with pytest.raises(
+        RuntimeError, match="shows a picture, but this LlamaForCausalLM comes without an image processor"
+    ):
         lab.read([Scratch()], [Generation(battery=str(battery), new_tokens=5)])
 
 

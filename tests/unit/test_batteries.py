@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lesion import batteries as module
-from lesion.batteries import Prompt, batteries, battery, battery_digest, grade, loops, without_echo
+from lesion.batteries import Prompt, battery, battery_digest, grade, loops, without_echo
 
-SMALL = battery("small")
-KEYED = [prompt for prompt in SMALL if prompt.answer is not None]
+KEYED = [prompt for name in ("small", "iq") for prompt in battery(name) if prompt.answer is not None]
 
 
 def graded(answer: dict[str, Any], text: str, prompt: str = "A question?") -> bool | None:
@@ -143,31 +142,7 @@ def test_an_echo_is_what_repeats_the_question() -> None:
     assert without_echo("7 + 5 = 12", "7 + 5 =").split() == ["12"]
 
 
-# ---- the packaged battery -------------------------------------------------------------------------------------------
-
-
-def test_the_packaged_battery_has_eight_prompts_of_each_kind() -> None:
-    assert batteries() == ["small"]
-    groups = ["arithmetic", "language", "logic", "factual", "open"]
-    assert [p.id for p in SMALL] == [f"{g}-{n:02d}" for g in groups for n in range(1, 9)]
-    assert all(p.id.startswith(p.group) for p in SMALL)
-    assert len({p.text for p in SMALL}) == 40 and all(len(p.text) < 120 for p in SMALL)
-    assert {p.group for p in SMALL if p.answer is None} == {"open"} and len(KEYED) == 32
-    assert {next(k for k in p.answer if k in module.KEYS) for p in KEYED if p.answer} == set(module.KEYS)
-
-
-@pytest.mark.parametrize("prompt", KEYED, ids=lambda p: p.id)
-def test_every_key_knows_its_answer_and_refuses_nothing_noise_and_echo(prompt: Prompt) -> None:
-    assert prompt.answer is not None
-    (said,) = (v for k, v in prompt.answer.items() if k in module.KEYS)
-    word = (
-        {True: "Yes", False: "No"}[said] if isinstance(said, bool) else str(said[0] if isinstance(said, list) else said)
-    )
-    for reply in (word, f"{word}.", f"The answer is {word}.", f"{prompt.text}\n{word}"):
-        assert grade(prompt, reply) is True, reply
-    wrong = ("", " \n", "I", "the of and", prompt.text, f"{prompt.text} {prompt.text}", f"{word} " * 30, "\ufffd\x00")
-    for reply in wrong:
-        assert grade(prompt, reply) is False, reply
+# ---- grades and digests ---------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(KEYED), st.text(max_size=80))
@@ -215,7 +190,9 @@ def test_csv_and_jsonl_give_the_same_prompts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["smal", "", "iq.txt", "missing.csv"])
 def test_an_unknown_battery_says_what_there_is(name: str) -> None:
-    with pytest.raises(ValueError, match=r"packaged: small; or give the path of a \.jsonl or \.csv file"):
+    with pytest.raises(
+        ValueError, match=r"packaged: dreams, iq, picture, picture-told, small; or give the path of a \.jsonl or \.csv file"
+    ):
         battery(name)
 
 
@@ -263,6 +240,10 @@ def test_an_answer_that_no_grader_understands_is_refused(tmp_path: Path, answer:
         ("b.jsonl", '{"prompt": "a", "group": ["g"]}', r"line 1: expected a string under \"group\""),
         ("b.jsonl", '{"prompt": "a", "anwser": "b"}', r"line 1: unknown column 'anwser'; there are: id, group, prompt"),
         ("b.csv", "prompt,difficulty\na,3\n", r"line 2: unknown column 'difficulty'"),
+        ("b.jsonl", '{"prompt": "a", "image": 3}', r"line 1: expected a string under \"image\", got 3"),
+        ("b.jsonl", '{"prompt": "a", "image": " "}', r"line 1: prompt 'b/prompt-001' has an empty image"),
+        ("b.jsonl", '{"prompt": "a", "image": "attic"}', r"line 1: no picture 'attic'; packaged: kitchen"),
+        ("b.csv", "prompt,image\na,none.png\n", r"line 2: no file 'none.png' for a picture"),
         ("b.jsonl", '{"prompt": "a"', r"b\.jsonl, line 1: not JSON"),
         ("b.csv", 'prompt,answer\na,"{""any"": "\n', r"line 2: the answer .* is not JSON"),
         ("b.csv", 'prompt,answer\na,"[1, 2]"\n', r"line 2: expected an answer such as"),

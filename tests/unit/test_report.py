@@ -9,7 +9,6 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lesion.report import figures, page, record, scales, tables
+from lesion.report import page, record, tables
+from lesion.report.claims import CLAIMS
 from lesion.report.page import CURVES, GENERATIONS, build
 
 SITES, DOSES, SEEDS = ("attention.value", "mlp", "embedding"), (0.0, 0.2, 0.4, 1.0), (42, 43)
@@ -248,40 +247,20 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_fetched(folder: Path, 
     assert "@import" not in text and not re.search(r"url\((?!#)", text) and "http://" not in text
 
 
-def test_ids_are_unique_and_every_reference_is_met(folder: Path, found: Page) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_ids_are_unique_and_every_reference_is_met(tmp_path: Path, whole: bool) -> None:
+    verdict = pl.DataFrame({"claim": "it fails", "verdict": "not tested"})
+    claims = pl.concat([pl.DataFrame(schema=CLAIMS), verdict], how="diagonal")
+    heat = pl.DataFrame({"row": "a", "column": "b", "value": 1.0, "label": "", "note": None})
+    folder = build(tmp_path, **content(**({"claims": claims, "heat": heat} if whole else {}))).parent
+    found = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert found.count("nav") == whole
     ids = [a["id"] for _, a in found.elements if "id" in a]
     assert len(ids) == len(set(ids))
     text = (folder / "report.html").read_text(encoding="utf-8")
     used = re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"|aria-labelledby="([^"]*)"', text)
     assert {name for names in used for name in names if name} <= set(ids)
     assert {*re.findall(r'\bat\("([a-z]+)"\)', found.scripts[1][1]), "generations"} <= set(ids)
-
-
-def test_the_explorers_data_are_the_generations(found: Page) -> None:
-    data = strict(found.scripts[0][1])
-    assert data["doses"] == [[0.0, "0"], [0.2, "0.2"], [0.4, "0.4"], [1.0, "1"]]
-    assert len(data["texts"]) == len(set(data["texts"])) == 2 * len(HOSTILE)
-    rebuilt = [
-        (
-            data["sites"][s],
-            data["doses"][d][0],
-            data["seeds"][k],
-            *data["prompts"][p],
-            data["texts"][t],
-            c,
-            data["stops"][e],
-            n,
-        )
-        for s, d, k, p, t, c, e, n, _ in data["rows"]
-    ]
-    columns = ("site", "dose", "seed", "prompt", "group", "asked", "text", "correct", "stop", "tokens")
-    assert rebuilt == generations(HOSTILE).select(columns).rows()
-    assert {row[-1] for row in data["rows"]} == {None, -1.25}
-
-
-def test_the_undamaged_text_stands_first_even_if_it_was_taken_last() -> None:
-    data = page.explorer(generations(["x"]).sort("dose", descending=True))
-    assert [dose for dose, _ in data["doses"]] == [0.0, 1.0, 0.4, 0.2]
 
 
 def test_what_is_said_of_ledgers_failures_and_environments(found: Page) -> None:
@@ -383,143 +362,6 @@ def test_an_interval_is_shown_as_precisely_as_its_value(a: float, b: float, c: f
     below, above = map(understood, interval.strip("[]").split(", "))
     assert below <= understood(shown) <= above
     assert math.isclose(understood(shown), value, rel_tol=0.02 if high < 10 * value else 0.5)
-
-
-# ---------------------------------------------------------------------- figures
-
-
-def drawn(rows: pl.DataFrame, lines: int = 1) -> Any:
-    with matplotlib.style.context(["default", figures._STYLE]):
-        figure = figures.panel(rows, lines, strip=True)
-        FigureCanvasAgg(figure).draw()
-    return figure
-
-
-def of(measure: str) -> pl.DataFrame:
-    return curves().filter(pl.col("measure") == measure)
-
-
-def test_a_point_without_a_value_is_marked_and_breaks_its_line() -> None:
-    axes = drawn(of("perplexity ratio")).axes[0]
-    lost = [line for line in axes.lines if str(line.get_gid()).startswith("no-value")]
-    assert [line.get_gid() for line in lost] == ["no-value-1-1"]
-    assert lost[0].get_ydata()[0] > 1 and not lost[0].get_clip_on()  # above the plot, in units of its height
-    lines = [line for line in axes.lines if line.get_gid() is None]
-    assert [sum(math.isfinite(y) for y in line.get_ydata()) for line in lines] == [4, 3, 4]
-    assert not [line for line in drawn(of("answer accuracy")).axes[0].lines if "no-value" in str(line.get_gid())]
-
-
-def test_the_axis_is_logarithmic_only_for_values_that_span_decades() -> None:
-    assert drawn(of("perplexity ratio")).axes[0].get_yscale() == "log"
-    assert drawn(of("answer accuracy")).axes[0].get_yscale() == "linear"
-    assert (
-        scales.is_log([1, 21]) and not scales.is_log([1, 20]) and not scales.is_log([0, 100]) and not scales.is_log([])
-    )
-
-
-@pytest.mark.parametrize(("measure", "level"), [("perplexity ratio", 1.0), ("answer accuracy", 0.6)])
-def test_the_baseline_is_the_reference_or_else_dose_0(measure: str, level: float) -> None:
-    figure = drawn(of(measure))
-    line = next(line for line in figure.axes[0].lines if line.get_gid() == "baseline")
-    assert list(line.get_ydata()) == [level, level]
-    assert "undamaged" in [text.get_text() for text in figure.texts]
-    differing = of(measure).with_columns(reference=None, value=pl.col("value") + pl.col("items"))
-    assert figures.baseline(differing) is None
-
-
-@pytest.mark.parametrize("n", [1, 3, 9, 17])
-def test_the_legend_stays_in_the_figure_and_off_the_data(n: int) -> None:
-    one = of("answer accuracy").filter(pl.col("site") == "mlp")
-    rows = pl.concat([one.with_columns(site=pl.lit(f"$site^{i}$ " + "layers 0-9" * (i % 3))) for i in range(n)])
-    with matplotlib.style.context(["default", figures._STYLE]):
-        lines = figures._flow(figures._labels(rows))[-1][0] + 1
-    figure = drawn(rows, lines)
-    renderer = figure.canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in figure.texts]
-    plot = figure.axes[0].get_window_extent(renderer)
-    assert len(boxes) == n + 3
-    for i, box in enumerate(boxes):
-        assert box.y0 >= plot.y1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-        assert not any(box.overlaps(other) for other in boxes[:i])
-    styles = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if line.get_gid() is None]
-    assert len(set(styles)) == n
-
-
-def test_every_dose_label_is_legible() -> None:
-    doses = [0.0, 0.01, 0.02, *(i / 20 for i in range(1, 21))]
-    rows = pl.concat([of("answer accuracy").head(1).with_columns(dose=pl.lit(dose)) for dose in doses])
-    figure = drawn(rows)
-    boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
-    assert len(boxes) > 4 and all(a.x1 < b.x0 for a, b in pairwise(boxes))
-
-
-def test_doses_stand_so_that_damage_grows_to_the_right() -> None:
-    assert scales.axis([0.2, 0.7, 0.0]) == {0.0: 0.0, 0.2: 0.2, 0.7: 0.7}
-    assert scales.axis([i / 20 for i in range(1, 30)])[0.05] == 0.05  # many doses of a linear grid
-    for levels in ([0.0, 1024.0, 256.0, 64.0, 16.0, 4.0], [16.0, 8.0, 0.0, 4.0], [1024.0, 4.0, 0.0]):
-        places = scales.axis(levels)
-        assert list(places) == sorted(places, key=places.__getitem__) == [0.0, *(x for x in levels if x)]
-    steps = scales.axis([0.0, 1024.0, 256.0, 64.0, 16.0, 4.0]).values()
-    assert max(steps) - min(steps) == pytest.approx(5 * math.log10(4))
-    labels = [t.get_text() for t in drawn(_levels()).axes[0].get_xticklabels()]
-    assert labels == ["none", "1024", "64", "4"]  # zero levels would be another thing
-
-
-def _levels() -> pl.DataFrame:
-    levels = dict(zip(DOSES, (0.0, 1024.0, 64.0, 4.0), strict=True))
-    return of("answer accuracy").with_columns(dose=pl.col("dose").replace_strict(levels))
-
-
-@given(
-    st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=9)
-    | st.lists(st.floats(1e-300, 1e307), min_size=1, max_size=9)
-)
-def test_limits_hold_all_data_and_a_few_marks(values: list[float]) -> None:
-    log = scales.is_log(values)
-    low, high = scales.limits(values, log)
-    assert low <= min(values) <= max(values) <= high and low < high and math.isfinite(high)
-    marks = scales.marks(low, high, log)
-    assert len(marks) <= 9 and all(low <= mark <= high for mark in marks)
-    assert all(math.isclose(understood(scales.tick(mark)), mark, rel_tol=0.006) for mark in marks)
-
-
-def test_a_measure_of_nothing_but_missing_values_is_drawn() -> None:
-    rows = of("answer accuracy").with_columns(value=None, low=None, high=None)
-    drawing = figures.draw(rows.cast(CURVES))[0]
-    assert drawing.caption == "30–32 items × 2 seeds; 12 of 12 points have no value"
-    assert drawing.svg.count(b'id="no-value-') == 12
-
-
-def test_names_of_measures_and_sites_are_only_text() -> None:
-    wild = "../../<b>&amp;$x$ </svg><script>1</script> --> \0\x1b"
-    rows = curves().with_columns(
-        measure=pl.when(pl.col("better") == "lower").then(pl.lit(wild)).otherwise(pl.lit(wild.upper())),
-        site=pl.concat_str(pl.lit(wild), "site"),
-    )
-    drawings = figures.draw(rows)
-    assert [d.name for d in drawings] == ["b-amp-x-svg-script-1-script", "b-amp-x-svg-script-1-script-2"]
-    for drawing in drawings:
-        assert drawing.png.startswith(b"\x89PNG")
-        inside = Page(figures.inline(drawing))
-        assert inside.count("script") == inside.count("b") == 0 and inside.count("svg") == 1
-        assert "$x$ </svg><script>" in inside.text or "$X$ </SVG><SCRIPT>" in inside.text
-
-
-def test_every_colour_of_an_inline_figure_is_the_pages() -> None:
-    for drawing in figures.draw(curves()):
-        left = re.findall(r"#[0-9a-f]{6}\b", figures.inline(drawing))
-        assert not left and b"#0072b2" in drawing.svg
-    style = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
-    root = style[: style.index("}")]
-    for name, colour in {
-        "ink": figures.INK,
-        "muted": figures.MUTED,
-        "rule": figures.RULE,
-        "paper": figures.PAPER,
-    }.items():
-        assert f"--{name}: {colour};" in root
-    for i, colour in enumerate(figures.COLOURS):
-        assert f"--line-{i}: {colour};" in root and style.count(f"--line-{i}: #") == 2  # light and dark
 
 
 # ---------------------------------------------------------------------- the record

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from lesion.trial import Measure, Reading, Row, Specimen
 
-PICTURE = "kitchen"  # the one whose content units are known
+PICTURE = "picture"  # the group of prompts about the packaged drawing, whose content units are known
 
 
 class Prose(Measure):
@@ -51,10 +51,10 @@ class Prose(Measure):
         for item in items:
             source = written[item]
             text = source["text"]
-            row = {"item": item, **describe(text, finished=source["stop"] == "end")}
+            row: Row = {"item": item, **describe(text, finished=source["stop"] == "end")}
             found = graph(words(truncate_loop(text)[0]), shuffles=self.shuffles, seed=self.seed)
             row |= {f"graph_{name}": value for name, value in found.items()}
-            if source.get("image") == PICTURE:
+            if source["group"] == PICTURE:
                 from lesion.units import found as units
 
                 named = units(text)

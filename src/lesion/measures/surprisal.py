@@ -40,7 +40,8 @@ class Surprisal(Measure):
             raise ValueError("surprisal of a text is defined for causal models, and this one is encoder-decoder")
         assert specimen.tokenizer is not None
         written = {row["item"]: row for row in self._written(specimen)}
-        started, rows, tokens, todo = time.perf_counter(), {}, {}, []
+        rows: dict[str, Row] = {}
+        started, tokens, todo = time.perf_counter(), {}, []
         asking: Any = self.of.measure
         for item in items:
             before = list(asking.tokenise(specimen, written[item]["asked"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ MISSING: dict[str, Any] = {"linestyle": "", "marker": "x", "markersize": 5.5, "m
 WIDTH, PLOT, FOOT, LEFT, RIGHT = 4.4, 1.9, 0.46, 0.58, 0.14  # inches
 BANDS = 4  # more sites than this show their intervals as bars alone
 MARGIN, ROW, KEY = 0.1, 0.2, 0.33  # of the legend: left edge, height of a line, width of a sample
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure does not depend on the machine's fonts
     "font.size": 9.5,
     "text.parse_math": False,
@@ -50,26 +51,32 @@ class Drawing:
     caption: str
     svg: bytes
     png: bytes
+    group: str | None = None
 
 
-def draw(curves: pl.DataFrame) -> list[Drawing]:
-    """A figure for each measure, in the order of the rows. For the columns see `page.build`."""
+def draw(curves: pl.DataFrame, taken: Sequence[str] = ()) -> list[Drawing]:
+    """A figure for each measure, in the order of the rows. For the columns see `page.build`; `taken` are file names."""
     from matplotlib import style
 
     drawings: list[Drawing] = []
     measures = curves.partition_by("measure", maintain_order=True)
     strip = curves["value"].null_count() > 0
-    with style.context(["default", _STYLE]):  # whatever the user's own matplotlib settings are
+    with style.context(["default", STYLE]):  # whatever the user's own matplotlib settings are
         lines = max((_flow(_labels(rows))[-1][0] + 1 for rows in measures), default=1)
         for rows in measures:
-            name = _unused(_slug(rows["measure"][0]), [d.name for d in drawings])
+            name = unused(slug(rows["measure"][0]) or "measure", [*taken, *(d.name for d in drawings)])
+            group = rows["group"][0] if "group" in rows.columns else None
             figure = panel(rows, lines, strip)
-            svg, png = io.BytesIO(), io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-            figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-            text = svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif")
-            drawings.append(Drawing(name, rows["measure"][0], caption(rows), text, png.getvalue()))
+            drawings.append(Drawing(name, rows["measure"][0], caption(rows), *saved(figure), group))
     return drawings
+
+
+def saved(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as SVG and as PNG, without a date or a version in it."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+    return svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif"), png.getvalue()
 
 
 def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
@@ -91,8 +98,8 @@ def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
     said = rows.row(0, named=True)
     scale = f"{said['unit']}, log scale" if is_log(values) else said["unit"]
     better = f"{scale} · {said['better']} is better"
-    figure.text(MARGIN / WIDTH, 1 - 0.2 / height, _visible(said["measure"]), weight="bold", size=11, color=INK)
-    figure.text(MARGIN / WIDTH, 1 - 0.4 / height, _visible(better), size=9, color=MUTED)
+    figure.text(MARGIN / WIDTH, 1 - 0.2 / height, seen(said["measure"]), weight="bold", size=11, color=INK)
+    figure.text(MARGIN / WIDTH, 1 - 0.4 / height, seen(better), size=9, color=MUTED)
     labels = _labels(rows)
     for i, (label, key, (line, x)) in enumerate(zip(labels, _keys(rows), _flow(labels), strict=True)):
         y = 1 - (0.5 + ROW * (line + 0.45)) / height
@@ -195,7 +202,7 @@ def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool
 
 def _labels(rows: pl.DataFrame) -> list[str]:
     """The legend: sites, then the undamaged model, then the mark of missing values, where there are any."""
-    sites = [_visible(site) for site in rows["site"].unique(maintain_order=True)]
+    sites = [seen(site) for site in rows["site"].unique(maintain_order=True)]
     base = ["undamaged"] if baseline(rows) is not None else []
     return [*sites, *base, *(["no value"] if rows["value"].null_count() else [])]
 
@@ -229,15 +236,17 @@ def _range(values: pl.Series) -> str:
     return "no" if not known else str(known[0]) if len(known) == 1 else f"{known[0]}–{known[-1]}"
 
 
-def _visible(text: str) -> str:
+def seen(text: str) -> str:
     """A label without control characters, which XML does not know."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "measure"
+def slug(text: str) -> str:
+    """A text as a file name: small letters, digits and hyphens; empty if it has none of them."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _unused(name: str, taken: list[str]) -> str:
+def unused(name: str, taken: list[str]) -> str:
+    """The name itself, or the first of name-2, name-3, … that is not taken."""
     names = (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3)))
     return next(n for n in names if n not in taken)

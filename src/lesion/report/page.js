@@ -1,15 +1,17 @@
-"use strict";
-// The texts behind the numbers. Everything a model wrote goes through textContent, never through markup.
-const data = JSON.parse(document.getElementById("generations").textContent);
+// The explorer. Everything a model wrote goes through textContent, never through markup.
 const [SITE, DOSE, SEED, PROMPT, TEXT, CORRECT, STOP, TOKENS, LOGPROB] = Array(9).keys();
-const at = (id) => document.getElementById(id);
-const chosen = { site: 0, seed: 0, prompt: 0 };
+const intact = data.doses[0][0] === 0; // then dose 0 is the undamaged model's
+const damaged = data.doses.map((_, dose) => dose).slice(intact ? 1 : 0);
+const narrow = matchMedia("(max-width: 52rem)").matches;
+const chosen = { site: 0, seed: 0, prompt: 0, dose: damaged[0] ?? 0, view: narrow || damaged.length > 6 ? "one" : "all" };
 const cells = new Map(); // "site dose seed prompt" → rows
-for (const row of data.rows) {
-  const key = row.slice(SITE, PROMPT + 1).join(" ");
-  cells.set(key, [...(cells.get(key) ?? []), row]);
-}
+const ofText = new Map(); // text → rows; an undamaged text stands once, not once for each site
+const sought = { typed: "", pattern: null, hits: [], here: -1, run: 0 };
+let shown = 0; // what was asked for last is shown, however long the texts before it took
+
 const rowsAt = (dose, prompt) => cells.get([chosen.site, dose, chosen.seed, prompt].join(" ")) ?? [];
+const verdict = (row) => (row[CORRECT] === null ? "open" : row[CORRECT] ? "right" : "wrong");
+const nameOf = (dose) => (data.doses[dose][0] === 0 ? "undamaged" : data.doses[dose][1]);
 
 function make(tag, name, ...children) {
   const element = document.createElement(tag);
@@ -18,58 +20,35 @@ function make(tag, name, ...children) {
   return element;
 }
 
-// Control characters, and those that turn the direction of writing, by their number: a text is seen as it is.
-const visible = (text) =>
-  text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, (c) => {
-    return `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
-  });
-
-// Words of `text` and whether each is new: not part of a longest common subsequence with the words of `before`.
-function diff(before, text) {
-  const a = before.split(/\s+/).filter(Boolean);
-  const parts = text.split(/(\s+)/); // words at even places
-  const b = parts.filter((part, i) => i % 2 === 0);
-  const width = b.length + 1;
-  const length = new Uint32Array((a.length + 1) * width);
-  for (let i = a.length - 1; i >= 0; i--)
-    for (let j = b.length - 1; j >= 0; j--)
-      length[i * width + j] =
-        a[i] === b[j] ? length[(i + 1) * width + j + 1] + 1 : Math.max(length[(i + 1) * width + j], length[i * width + j + 1]);
-  const isNew = b.map(() => true);
-  for (let i = 0, j = 0; i < a.length && j < b.length; )
-    if (a[i] === b[j]) { isNew[j++] = false; i++; }
-    else if (length[(i + 1) * width + j] >= length[i * width + j + 1]) i++;
-    else j++;
-  const runs = []; // neighbours that are alike, with the space between them
-  parts.forEach((part, i) => {
-    const fresh = i % 2 === 0 ? part !== "" && isNew[i / 2] : isNew[(i - 1) / 2] && isNew[(i + 1) / 2];
-    const last = runs.at(-1);
-    if (last && last.fresh === fresh) last.text += part;
-    else runs.push({ text: part, fresh });
-  });
-  return runs;
+function marksOf(dose, prompt) {
+  const found = rowsAt(dose, prompt).map(verdict);
+  return (found.length ? found : ["none"]).map((kind) => make("span", "m " + kind));
 }
 
-const verdict = (row) => (row[CORRECT] === null ? "open" : row[CORRECT] ? "right" : "wrong");
-const nameOf = (dose) => (data.doses[dose][0] === 0 ? "undamaged" : data.doses[dose][1]);
+function paragraph(text, before) {
+  const said = make("p", text ? "said" : "said empty");
+  said.dir = "auto";
+  if (!text) return [said.append(text === null ? "–" : "(empty text)"), said][1];
+  const compared = before === null ? null : diff(visible(before), visible(text));
+  for (const piece of cut(compared ?? [{ text: visible(text), fresh: false }], sought.pattern)) {
+    const inner = piece.hit ? make("mark", "hit", piece.text) : piece.text;
+    said.append(piece.fresh ? make("mark", "new", inner) : inner);
+  }
+  if (before !== null && !compared) said.append(make("small", "", " Too long to mark what is new."));
+  return said;
+}
 
-function card(dose) {
+function card(dose, texts) {
   const rows = rowsAt(dose, chosen.prompt);
   const title = make("h3", "", nameOf(dose));
   const article = make("article", "", title);
+  article.dataset.dose = dose;
   if (!rows.length) article.append(make("p", "said empty", "not taken"));
   rows.forEach((row, n) => {
-    const text = data.texts[row[TEXT]];
     const mark = { right: "✓ right", wrong: "✗ wrong", open: "" }[verdict(row)];
     (n ? article : title).append(make("span", "verdict " + verdict(row), mark));
-    const said = make("p", text ? "said" : "said empty");
-    said.dir = "auto";
-    const before = rowsAt(0, chosen.prompt)[n];
-    if (!text) said.append(text === null ? "–" : "(empty text)");
-    else if (dose === 0 || !before || data.doses[0][0] !== 0) said.append(visible(text));
-    else
-      for (const run of diff(data.texts[before[TEXT]] ?? "", text))
-        said.append(run.fresh ? make("mark", "", visible(run.text)) : visible(run.text));
+    const before = dose === 0 || !intact ? undefined : rowsAt(0, chosen.prompt)[n];
+    const said = paragraph(texts.get(row[TEXT]), before ? texts.get(before[TEXT]) ?? "" : null);
     const stop = data.stops[row[STOP]] ?? "–";
     const facts = [`stop: ${stop}`, row[TOKENS] === null ? "" : `${row[TOKENS]} tokens`];
     if (row[LOGPROB] !== null) facts.push(`log p ${row[LOGPROB].toFixed(2).replace("-", "−")}`);
@@ -80,64 +59,187 @@ function card(dose) {
 
 function showMarks() {
   document.querySelectorAll(".marks").forEach((marks) => {
-    const all = data.doses.map((_, dose) => rowsAt(dose, Number(marks.dataset.prompt)).map(verdict));
-    marks.replaceChildren(...all.flatMap((found) => (found.length ? found : ["none"]).map((kind) => make("span", "m " + kind))));
+    marks.replaceChildren(...data.doses.flatMap((_, dose) => marksOf(dose, Number(marks.dataset.prompt))));
   });
 }
 
-function show() {
+function showSlider() {
+  const name = nameOf(chosen.dose);
+  const kinds = rowsAt(chosen.dose, chosen.prompt).map(verdict).filter((kind) => kind !== "open");
+  at("slider").value = damaged.indexOf(chosen.dose);
+  at("slider").ariaValueText = [name, ...kinds].join(", ");
+  at("value").textContent = name;
+  const every = Math.ceil(damaged.length / (narrow ? 6 : 12));
+  const ticks = damaged.map((dose, i) => {
+    const label = make("span", "label", i % every ? "" : nameOf(dose));
+    return make("span", dose === chosen.dose ? "tick now" : "tick", make("span", "marks-of", ...marksOf(dose, chosen.prompt)), label);
+  });
+  at("ticks").replaceChildren(...ticks);
+}
+
+async function show() {
+  const turn = ++shown;
   const [id, group, asked] = data.prompts[chosen.prompt];
-  const label = make("small", "", [id, group].filter((x) => x && x !== asked).join(" · "));
+  const one = chosen.view === "one" && damaged.length > 0;
+  const doses = one ? [...(intact ? [0] : []), chosen.dose] : data.doses.map((_, dose) => dose);
+  if (one) showSlider();
+  at("dose").hidden = !one;
+  const texts = await textsOf(doses.flatMap((dose) => rowsAt(dose, chosen.prompt).map((row) => row[TEXT])));
+  if (turn !== shown) return;
+  const label = make("small", "", [id, group].filter((x) => x && x !== asked).map(visible).join(" · "));
   at("asked").replaceChildren(visible(asked ?? id), label);
-  at("cards").replaceChildren(...data.doses.map((_, dose) => card(dose)));
+  at("cards").className = one ? "cards pair" : "cards";
+  at("cards").replaceChildren(...doses.map((dose) => card(dose, texts)));
 }
 
-function radio(name, value, checked, ...children) {
+function radio(name, value, ...children) {
   const input = make("input");
-  Object.assign(input, { type: "radio", name, value, checked });
-  input.addEventListener("change", () => {
-    chosen[name] = value;
-    if (name !== "prompt") showMarks();
-    show();
-  });
+  Object.assign(input, { type: "radio", name, value, checked: chosen[name] === value });
+  input.addEventListener("change", () => choose({ [name]: value }));
   return make("label", "", input, ...children);
 }
 
-data.sites.forEach((site, i) => at("sites").append(radio("site", i, i === 0, make("span", "", visible(site)))));
-data.seeds.forEach((seed, i) => at("seeds").append(radio("seed", i, i === 0, make("span", "", String(seed)))));
-let group;
-data.prompts.forEach(([id, of, asked], i) => {
-  if (of !== group) at("prompts").append(make("h3", "", visible(of ?? "–")));
-  group = of;
-  const marks = make("span", "marks");
-  marks.dataset.prompt = i;
-  marks.ariaHidden = "true";
-  const label = radio("prompt", i, i === 0, make("span", "line", make("span", "asked", visible(asked ?? id)), marks));
-  label.title = asked ?? id;
-  label.dataset.search = `${id} ${of ?? ""} ${asked ?? ""}`.toLowerCase();
-  at("prompts").append(label);
-});
+function choose(changes) {
+  Object.assign(chosen, changes);
+  if ("site" in changes || "seed" in changes) showMarks();
+  return show().catch(complain);
+}
 
-function search() {
-  const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+// Prompts that have all the words, or an answer with the phrase; and how many answers have it.
+function showFound(words) {
+  const counts = new Map();
+  for (const row of sought.hits) counts.set(row[PROMPT], (counts.get(row[PROMPT]) ?? 0) + 1);
   const labels = [...at("prompts").querySelectorAll("label")];
-  for (const label of labels) label.hidden = !words.every((word) => label.dataset.search.includes(word));
+  const named = labels.filter((label) => words.every((word) => label.dataset.search.includes(word)));
+  for (const label of labels) {
+    const count = counts.get(Number(label.dataset.prompt)) ?? 0;
+    label.hidden = !count && !named.includes(label);
+    label.querySelector(".found").textContent = count ? `${count} ×` : "";
+  }
   let heading = null; // a group's heading goes with its last prompt
   for (const element of at("prompts").children)
     if (element.tagName === "H3") (heading = element).hidden = true;
     else if (!element.hidden) heading.hidden = false;
-  const found = labels.filter((label) => !label.hidden);
-  at("count").textContent = words.length ? `${found.length} of ${labels.length} prompts` : `${labels.length} prompts`;
-  return found;
+  return named;
 }
-at("search").addEventListener("input", search);
-at("search").addEventListener("keydown", (event) => {
-  const first = event.key === "Enter" && search()[0];
-  if (first) first.querySelector("input").click();
-});
 
-at("prompts").classList.toggle("many", data.doses.length > 8);
-search();
-showMarks();
-show();
-at("explorer").hidden = false;
+function tell(words, named, ended) {
+  const found = sought.hits.length;
+  const place = sought.here < 0 ? "" : `${sought.here + 1} of `;
+  const texts = `${place}${found}${ended ? "" : "…"} ${found === 1 ? "text" : "texts"}`;
+  at("count").textContent = words.length ? `${named.length} of ${data.prompts.length} prompts · ${texts}` : `${data.prompts.length} prompts`;
+  at("steps").hidden = !found;
+}
+
+async function search() {
+  const run = ++sought.run;
+  const typed = at("search").value;
+  const words = typed.toLowerCase().split(/\s+/).filter(Boolean);
+  Object.assign(sought, { typed, pattern: pattern(typed, "giu"), hits: [], here: -1, tell: null });
+  const report = (ended) => (sought.tell = () => tell(words, named, ended))();
+  let named = showFound(words);
+  report(!words.length);
+  show().catch(complain);
+  if (!words.length) return;
+  for await (const numbers of finding(pattern(typed, "iu"))) {
+    if (run !== sought.run) return; // something else was typed meanwhile
+    for (const number of numbers) sought.hits.push(...(ofText.get(number) ?? []));
+    if (numbers.length) named = showFound(words);
+    report(false);
+  }
+  report(true);
+}
+
+async function jump(by) {
+  const count = sought.hits.length;
+  if (!count) return;
+  sought.here = sought.here < 0 ? (by > 0 ? 0 : count - 1) : (sought.here + by + count) % count;
+  const row = sought.hits[sought.here];
+  const dose = damaged.includes(row[DOSE]) ? { dose: row[DOSE] } : {};
+  for (const [name, place] of [["site", SITE], ["seed", SEED], ["prompt", PROMPT]])
+    document.querySelector(`input[name=${name}][value="${row[place]}"]`).checked = true;
+  await choose({ site: row[SITE], seed: row[SEED], prompt: row[PROMPT], ...dose });
+  sought.tell();
+  const label = at("prompts").querySelector("input:checked").closest("label");
+  const below = label.offsetTop - at("prompts").scrollTop;
+  if (below < 0 || below + label.offsetHeight > at("prompts").clientHeight) at("prompts").scrollTop = label.offsetTop - 40;
+  const article = at("cards").querySelector(`[data-dose="${row[DOSE]}"]`);
+  article?.classList.add("now");
+  article?.querySelector(".hit")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+// To a text that was found, or else to the first prompt; what was typed a moment ago is searched for first.
+async function enter(by) {
+  const typed = at("search").value;
+  if (typed !== sought.typed) await search();
+  if (typed !== sought.typed) return;
+  if (sought.hits.length) await jump(by);
+  else at("prompts").querySelector("label:not([hidden]) input")?.click();
+}
+
+function complain(error) {
+  at("problem").textContent = `The texts cannot be shown here (${error.message}). All of them are in tables/generations.csv.`;
+  at("problem").hidden = false;
+}
+
+function furnish() {
+  data.sites.forEach((site, i) => at("sites").append(radio("site", i, make("span", "", visible(site)))));
+  data.seeds.forEach((seed, i) => at("seeds").append(radio("seed", i, make("span", "", String(seed)))));
+  const views = [["one", intact ? "one dose beside undamaged" : "one dose"], ["all", "all doses"]];
+  for (const [view, name] of views) at("views").append(radio("view", view, make("span", "", name)));
+  at("views").hidden = damaged.length < 2;
+  at("slider").max = damaged.length - 1;
+  at("dose").style.setProperty("--n", damaged.length);
+  at("slider").addEventListener("input", () => choose({ dose: damaged[Number(at("slider").value)] }));
+  let group;
+  data.prompts.forEach(([id, of, asked], i) => {
+    if (of !== group || i === 0) at("prompts").append(make("h3", "", visible(of ?? "–")));
+    group = of;
+    const marks = make("span", "marks");
+    marks.dataset.prompt = i;
+    marks.ariaHidden = "true";
+    const line = make("span", "line", make("span", "asked", visible(asked ?? id)), make("span", "found"), marks);
+    const label = radio("prompt", i, line);
+    label.title = visible(asked ?? id);
+    Object.assign(label.dataset, { prompt: i, search: `${id} ${of ?? ""} ${asked ?? ""}`.toLowerCase() });
+    at("prompts").append(label);
+  });
+  at("prompts").classList.toggle("many", data.doses.length > 6);
+  let waiting;
+  at("search").addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => search().catch(complain), 120);
+  });
+  at("search").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    clearTimeout(waiting);
+    enter(event.shiftKey ? -1 : 1).catch(complain);
+  });
+  at("next").addEventListener("click", () => jump(1).catch(complain));
+  at("previous").addEventListener("click", () => jump(-1).catch(complain));
+}
+
+async function start() {
+  const rows = data.rows ?? (await unpack("rows"));
+  for (const row of rows) {
+    const key = row.slice(SITE, PROMPT + 1).join(" ");
+    if (!cells.has(key)) cells.set(key, []);
+    cells.get(key).push(row);
+  }
+  const undamaged = new Set();
+  for (const row of rows) {
+    const place = row.slice(DOSE, TEXT + 1).join(" ");
+    if (intact && row[DOSE] === 0 && undamaged.has(place)) continue;
+    undamaged.add(place);
+    if (!ofText.has(row[TEXT])) ofText.set(row[TEXT], []);
+    ofText.get(row[TEXT]).push(row);
+  }
+  furnish();
+  showMarks();
+  await search();
+  await show();
+  at("explorer").hidden = false;
+}
+
+start().catch(complain);
