@@ -24,7 +24,7 @@ HOW = Sampling(temperature=1.0, top_k=64, top_p=0.95)
 
 def asked(specimen):
     measure = Generation(new_tokens=NEW)
-    return [decode.Prompt(p.id, measure._tokenise(specimen, p)) for p in battery("small")[:PROMPTS]]
+    return [decode.Prompt(p.id, measure.tokenise(specimen, p.text)) for p in battery("small")[:PROMPTS]]
 
 
 def ours(specimen, prompts):

@@ -5,13 +5,14 @@ group, answer and image. An answer is a JSON object that names its grader; a pla
 
     {"number": 12}                             the number that the reply states as its answer is 12
     {"any": ["Paris"], "not": ["London"]}      one of these words is in the reply, and none of those ("not" is optional)
+    {"any": ["Paris"], "rivals": ["London"]}   of all these words the reply names one of the first list first
     {"yes": true}                              the first "yes" or "no" of the reply is "yes"
     {"choice": "much", "of": ["much", "few"]}  the option that the reply names first is "much"
 
 Words match whole, in upper or lower case; a single letter matches only as it is written, so that option "A" is not the
 article. What counts as stated or as named is told at `stated_number` and `first_asserted`. For every grader a reply is
-wrong when it is empty or ends in a loop (`loops`), and what it merely repeats of the question is not looked at
-(`without_echo`). A prompt without an answer is open: its grade is None.
+wrong when it is empty, ends in a loop (`loops`) or is no language (`nonsense`), and what it merely repeats of the
+question is not looked at (`without_echo`). A prompt without an answer is open: its grade is None.
 
 An image, which the prompt asks about, is the name of a packaged picture ("kitchen") or the path of a .png or .jpg file.
 """
@@ -36,7 +37,7 @@ SHELF = Shelf(
     folder=DATA / "batteries",
     pins={
         "dreams.jsonl": "0e371fe0c53b512586d668d8062cfbc6aee03760ef0121bdbad46a707cf07c09",
-        "iq.jsonl": "3c4effa903a05095404e71bc0b095efbf3e09e73686b8e3b2be869a7cd74a4ef",
+        "iq.jsonl": "0f5f38dfebd33ea39d507c36bc0c1d80f1dadfef72bc5cb48e82bfc38c65c256",
         "picture.jsonl": "f58826dd0fb2f51e5469de706700c17f905ea32287ab5dcd790f6ce4d44c9f50",
         "picture-told.jsonl": "9f71bfa583ccc483dd9c50917b81ad7bfcf5ccabce335faa9ea8324d8b80eb2e",
         "small.jsonl": "bd2109536fbbf7c1bf77540652d3561a15fe44f2a6ebf844f11b43b4ec11e485",
@@ -50,8 +51,9 @@ PICTURES = Shelf(
     suffixes=(".png", ".jpg", ".jpeg"),
 )
 COLUMNS = ("id", "group", "prompt", "answer", "image")
+NONSENSE = 0.2  # share of unknown words
 START, STOP = r"(?<![^\W_])", r"(?![^\W_])"  # edges of a word; "_Paris_" is emphasis
-KEYS = {"number": {"number"}, "any": {"any", "not"}, "yes": {"yes"}, "choice": {"choice", "of"}}
+KEYS = {"number": {"number"}, "any": {"any", "not", "rivals"}, "yes": {"yes"}, "choice": {"choice", "of"}}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def grade(prompt: Prompt, text: str) -> bool | None:
     """Whether a reply is right by the prompt's answer; None where the prompt has none."""
     if prompt.answer is None:
         return None
-    if loops(text):
+    if loops(text) or nonsense(text, prompt.text):
         return False
     asked = _plain(prompt.text).strip()
     (grader,) = KEYS.keys() & prompt.answer.keys()
@@ -160,6 +162,17 @@ def loops(text: str) -> bool:
             if length >= period * (5 if period < 3 else 3):
                 return True
     return False
+
+
+def nonsense(text: str, asked: str) -> bool:
+    """Whether a fifth or more of the words, of at least eight, are no English, in reply to a question that is."""
+    from lesion.vocabulary import words, zipf
+
+    def strange(text: str) -> float:
+        found = [word for word in words(text) if word.isalpha()]
+        return sum(zipf(word) is None for word in found) / len(found) if found else 0.0
+
+    return len(words(text)) >= 8 and strange(text) >= NONSENSE > strange(asked)
 
 
 def without_echo(reply: str, prompt: str) -> str:
@@ -197,7 +210,12 @@ _DENIED = re.compile(
     r"(?:\s+(?:a|an|the|really|necessarily|always|just))*[\s\"'*_]+\Z",
     re.IGNORECASE,
 )
+_CALLED_WRONG = re.compile(
+    r"[\"'*_]*\s+(?:is|was|would\s+be)\s+(?:(?:an?|the)\s+)?(?:\w+ly\s+)?(?:incorrect|wrong|not\s+correct)\b",
+    re.IGNORECASE,
+)
 _SIDE_BY_SIDE = re.compile(r"[\s\"'*]*(?:[,/]|,?\s*\b(?:or|and)\b)\s*(?:(?:the|an?)\s+)?[\s\"'*]*", re.IGNORECASE)
+_REFUSES = re.compile(r"\bno,?\s+I(?:\s+am|'m)\s+not\s+(?:familiar|going|able|sure|certain|aware)\b", re.IGNORECASE)
 _YES_OR_NO = re.compile(r"\byes[\"']?\s*(?:or|/)\s*[\"']?no\b", re.IGNORECASE)
 
 
@@ -222,11 +240,14 @@ def _number(answer: dict[str, Any], reply: str, prompt: str) -> bool:
 def _any(answer: dict[str, Any], reply: str, prompt: str) -> bool:
     if "not" in answer and _any_of(answer["not"]).search(reply):
         return False
-    return _any_of(answer["any"]).search(reply) is not None
+    found = _any_of(answer["any"]).search(reply)
+    if found is None or _CALLED_WRONG.match(reply, found.end()):
+        return False
+    return "rivals" not in answer or first_asserted(reply, [*answer["any"], *answer["rivals"]]) in answer["any"]
 
 
 def _yes(answer: dict[str, Any], reply: str, prompt: str) -> bool:
-    said = _any_of(["yes", "no"]).search(_YES_OR_NO.sub(" ", reply))
+    said = _any_of(["yes", "no"]).search(_REFUSES.sub(" ", _YES_OR_NO.sub(" ", reply)))
     return said is not None and (said[0].casefold() == "yes") is answer["yes"]
 
 
@@ -274,7 +295,7 @@ def _check(answer: Any) -> None:
             good = whole or (isinstance(value, float) and math.isfinite(value))
         case "any":
             expected = "lists of words"
-            good = _is_words(value) and _is_words(answer.get("not", ["-"]))
+            good = _is_words(value) and all(_is_words(answer.get(key, ["-"])) for key in ("not", "rivals"))
         case "yes":
             expected, good = "true or false", isinstance(value, bool)
         case _:

@@ -42,13 +42,15 @@ def model_class(config: Any) -> Any:
 
 
 def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: bool = False) -> Specimen:
+    import torch
+
     check_weights(checked(folder, trust))
     with packaged.quietly():
         config = read_config(folder, trust)
         try:
             model, info = model_class(config).from_pretrained(
                 folder,
-                dtype=dtype,
+                **({"dtype": dtype} if dtype != "nf4" else _four_bits(config, device)),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
@@ -58,19 +60,41 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {error}") from error
         _refuse_misfits(folder, config.model_type, info)
-        if dtype not in ("auto", str(model.dtype).removeprefix("torch.")):
+        if dtype not in ("auto", "nf4", str(model.dtype).removeprefix("torch.")):
             raise ValueError(f"{folder} came as {model.dtype}, not as {dtype}")
         tokenizer, processor, facts = _tokenizer(folder, trust)
+    if dtype == "nf4":
+        with (
+            torch.inference_mode()
+        ):  # bitsandbytes rearranges its codes at the first use on some processors: let it be now
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     if info["unexpected_keys"]:
         facts["not used"] = sorted(info["unexpected_keys"])
     if kept := [name for name, p in model.named_parameters() if p.is_floating_point() and p.dtype != model.dtype]:
         facts["held in another type"] = kept  # some families keep a few weights in float32
     specimen = Specimen(
-        model=model.to(device).eval(), tokenizer=tokenizer, trial=Trial(subject=subject), processor=processor
+        model=(model if dtype == "nf4" else model.to(device)).eval(),
+        tokenizer=tokenizer,
+        trial=Trial(subject=subject),
+        processor=processor,
     )
     if facts:
         specimen.ledger.append(facts)
     return specimen
+
+
+def _four_bits(config: Any, device: str) -> dict[str, Any]:
+    """What makes transformers load linear layers in 4 bits: NormalFloat of Dettmers et al. (2023), by bitsandbytes."""
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("dtype nf4 needs the package bitsandbytes: pip install 'lesion[nf4]'")
+    held = config.dtype or torch.float32
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=held)
+    return {"quantization_config": four, "dtype": held, "device_map": {"": device}}
 
 
 def _of_stills(folder: Path, options: dict[str, Any]) -> Any:
@@ -135,7 +159,7 @@ def outline_folder(folder: Path, dtype: str, trust: bool = False) -> PreTrainedM
 
     with packaged.quietly(), torch.device("meta"):
         config = read_config(folder, trust)
-        held = config.dtype or torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        held = config.dtype or torch.float32 if dtype in ("auto", "nf4") else getattr(torch, dtype)
         return model_class(config).from_config(config, dtype=held, trust_remote_code=trust)
 
 

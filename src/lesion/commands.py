@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lesion.cli import FAILED, OK, parse_study
-from lesion.terminal import print_frame, say
+from lesion.terminal import print_claims, print_frame, say
 
 if TYPE_CHECKING:
     from lesion.store import Store
@@ -299,6 +299,8 @@ def _print_answer(answer: Answer, page: Path, verbosity: str) -> None:
         for sentence in answer.sentences:
             say(f"  {sentence}")
     print_frame(answer.summary)
+    if answer.claims is not None:
+        print_claims(answer.claims)
     if verbosity != "quiet":
         for note in answer.notes:
             say(f"  · {note}")

@@ -62,11 +62,14 @@ def negative_log_likelihood(model: Any, batch: Sequence[Window], tokens: dict[st
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     for row, w in zip(ids, batch, strict=True):
         row[: w.end - w.start] = torch.tensor(tokens[w.item][w.start : w.end])
-    logits: torch.Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    unread = min(w.scored - w.start for w in batch) - 1  # leading predictions that nobody asks for
+    logits: torch.Tensor = model(
+        input_ids=ids.to(model.device), use_cache=False, logits_to_keep=width - unread if unread else 0
+    ).logits
     sums = []
     for row, w in enumerate(batch):
         first = w.scored - w.start
         target = ids[row, first : w.end - w.start].to(logits.device)
-        predicted = logits[row, first - 1 : w.end - w.start - 1].float()
+        predicted = logits[row, first - 1 - unread : w.end - w.start - 1 - unread].float()
         sums.append(F.cross_entropy(predicted, target, reduction="none").double().sum().item())
     return sums

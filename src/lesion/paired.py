@@ -54,15 +54,19 @@ def standard_error(x: Array) -> tuple[Array, Array]:
     square = each.var(1, ddof=1) / items
     df = np.full(len(x), items - 1.0)
     if seeds > 1:
-        rest = x - each[:, None]
-        shift = np.nanmean(rest, axis=2)
+        rest, count = x - each[:, None], (~np.isnan(x)).sum(2)
+        there = count > 0  # a seed may have nothing at all in one of the runs
+        shift = np.nansum(rest, 2) / np.maximum(count, 1)
         rest = rest - shift[..., None]
-        cells = (~np.isnan(x)).sum((1, 2))
-        free = np.maximum(cells - seeds - items + 1, 1)
+        cells, some = count.sum(1), there.sum(1)
+        free = np.maximum(cells - some - items + 1, 1)
         noise = np.nansum(rest**2, axis=(1, 2)) / free / cells
-        among = shift.var(1, ddof=1) / seeds * (seeds - 1) / stats.chi2.median(seeds - 1)
+        middle = (shift * there).sum(1) / some
+        more_than_one = np.maximum(some - 1, 1)
+        apart = ((shift - middle[:, None]) ** 2 * there).sum(1) / more_than_one
+        among = np.where(some > 1, apart / some * more_than_one / stats.chi2.median(more_than_one), 0)
         more = np.maximum(among - noise, 0)
-        parts = square**2 / (items - 1) + among**2 / (seeds - 1) + noise**2 / free
+        parts = square**2 / (items - 1) + among**2 / more_than_one + noise**2 / free
         df = np.where(more > 0, np.maximum((square + more) ** 2 / np.where(parts > 0, parts, 1), 1), df)
         square = square + more
     tiny = 1e-9 * np.abs(np.nan_to_num(x)).max((1, 2))

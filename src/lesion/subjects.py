@@ -39,7 +39,8 @@ from lesion.trial import Specimen, Subject, Trial
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
+HELD = "auto: as stored; nf4: linear layers in 4 bits by bitsandbytes, which makes them codes that no step can damage"
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # all of a repository but weights and code
 REPOSITORY = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_.-]+)?"
 
@@ -69,7 +70,7 @@ class Directory(Subject):
     """A directory as `save_pretrained` writes it. It is known by the digest of its files, not by where it lies."""
 
     path: str = Field(description="folder with config.json, *.safetensors and a tokenizer")
-    dtype: Dtype = Field(default="auto", description="auto: as stored")
+    dtype: Dtype = Field(default="auto", description=HELD)
     trust_remote_code: bool = Field(default=False, description="run Python code that lies beside the weights")
     sha256: str | None = Field(default=None, description="digest of the files; filled in when the trial is pinned")
 
@@ -105,7 +106,7 @@ class Hub(Subject):
 
     id: str = Field(description='repository, as in "EleutherAI/pythia-70m"', pattern=f"^{REPOSITORY}$")
     revision: str = Field(default="main", description="branch, tag or commit", min_length=1)
-    dtype: Dtype = Field(default="auto", description="auto: as stored")
+    dtype: Dtype = Field(default="auto", description=HELD)
     trust_remote_code: bool = Field(default=False, description="run Python code from the repository")
 
     def pin(self) -> Self:

@@ -51,6 +51,32 @@ def print_frame(frame: pl.DataFrame, most: int = 200, fold: bool = True) -> None
         say(f"… {frame.height - most} more")
 
 
+def print_claims(claims: pl.DataFrame) -> None:
+    """A claim on a line with its verdict, and below it what the verdict rests on."""
+    marks = {
+        "supported": ("✓", "green"),
+        "contradicted": ("✗", "red"),
+        "inconclusive": ("?", ""),
+        "not tested": ("–", ""),
+    }
+    for row in claims.iter_rows(named=True):
+        mark, style = marks[row["verdict"]]
+        say(f"\n{mark} {row['verdict']}: {row['claim']}", style=style)
+        said = []
+        if row["effect"] is not None:
+            interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
+            said.append(f"{row['effect']:+.3g}{interval} {row['unit']}")
+        if row["items"] is not None:
+            said.append(f"n = {row['items']} items × {row['seeds']} seeds")
+        if row["p"] is not None:
+            said.append(f"{row['test']}, p = {row['p']:.2g}, after Holm {row['p_holm']:.2g}")
+        if row["power"] is not None:
+            said.append(f"power {row['power']:.2f}")
+        if row["note"]:
+            said.append(row["note"])
+        say(f"  {'; '.join(said)}")
+
+
 def _cell(row: dict[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     text = _shown(row[name]) + (f" [{_shown(low)}, {_shown(high)}]" if low is not None else "")

@@ -191,7 +191,8 @@ def test_csv_and_jsonl_give_the_same_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["smal", "", "iq.txt", "missing.csv"])
 def test_an_unknown_battery_says_what_there_is(name: str) -> None:
     with pytest.raises(
-        ValueError, match=r"packaged: dreams, iq, picture, picture-told, small; or give the path of a \.jsonl or \.csv file"
+        ValueError,
+        match=r"packaged: dreams, iq, picture, picture-told, small; or give the path of a \.jsonl or \.csv file",
     ):
         battery(name)
 

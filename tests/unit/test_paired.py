@@ -342,3 +342,20 @@ def test_many_studies_at_once_are_each_their_own(seed):
         assert (alone[0][0], alone[1][0]) == pytest.approx((low[run], high[run]))
         for test in ("permutation", "wilcoxon", "t"):
             assert p_values(item_means(x), test)[run] == pytest.approx(p_values(item_means(x[run : run + 1]), test)[0])
+
+
+def test_a_seed_without_any_value_in_one_run_is_as_if_it_were_not_there():
+    """A dose at which one seed gave nothing but NaN: what real studies hold, and simulated ones did not."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 3, 9))
+    x[0, 1] = np.nan
+    error, df = standard_error(x)
+    less, fewer = standard_error(x[:1, [0, 2]])
+    assert error[0] == pytest.approx(less[0]) and df[0] == pytest.approx(fewer[0])
+    lone = x[:1].copy()
+    lone[0, 2] = np.nan
+    assert standard_error(lone)[0][0] == pytest.approx(lone[0, 0].std(ddof=1) / 3)
+    from lesion.stats import cohens_d
+
+    assert cohens_d(x[0]).d == pytest.approx(cohens_d(x[0][[0, 2]]).d)
+    assert cohens_d(x[0]).low == pytest.approx(cohens_d(x[0][[0, 2]]).low)

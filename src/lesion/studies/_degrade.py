@@ -17,13 +17,24 @@ import polars as pl
 from scipy import stats as scipy_stats
 
 from lesion.outcomes import Outcome
-from lesion.stats import compare, equivalent, holm, verdict
+from lesion.stats import ALPHA, compare, equivalent, holm, verdict
 from lesion.sweep import Array, Sweep
 
 MARGIN = 0.1  # of a share: a smaller change of accuracy is called none
 LOSSES = 0.2, 0.5  # shares of predictions lost between which a failure is called abrupt or gradual
 ORDER = ("content units", "accuracy: math", "accuracy: language", "coherence", "grammar")  # as described, first to fail
 MAIN = ("accuracy", "content units", "grammar", "surprisal")  # what components are compared by, the first there is
+MAPPED = (  # columns of the heat map, beside the accuracies
+    *("content units", "perplexity ratio", "same prediction", "surprisal", "looping", "coherence", "grammar"),
+    *(
+        "unknown words",
+        "confidence",
+        "length",
+        "lexical density",
+        "word frequency",
+        "largest strongly connected component",
+    ),
+)
 MOST_SITES = 6  # more (a layer-by-layer sweep) get no claims of their own
 
 
@@ -102,6 +113,11 @@ def agreement(sweep: Sweep, outcomes: Sequence[Outcome]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"criterion": pl.String, "judges": pl.String, "kappa": pl.Float64, "n": pl.Int64})
 
 
+def mapped(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The columns of the heat map: what a person can take in at a glance."""
+    return [o for o in outcomes if o.group == "answers" or o.name in MAPPED]
+
+
 def claims(sweep: Sweep, outcomes: Sequence[Outcome], method: str, at: Matched | None) -> pl.DataFrame:
     """Every claim that can be tested on this sweep, with its verdict after Holm's correction over all of them."""
     found: list[dict[str, Any]] = []
@@ -130,6 +146,12 @@ def _tested(text: str, after: Array, before: Array, unit: str, purpose: str, **m
         return _untested(text, unit, f"only {pairs} items can be compared")
     e = compare(after, before, purpose=purpose)
     fields = {name: getattr(e, name) for name in ("low", "high", "items", "seeds", "test", "p", "power", "note")}
+    if e.p is not None and e.p_items is not None and e.p > e.p_items:
+        fields["test"] = f"{e.test} over items, raised to t over seeds × items"
+    if e.p is not None and e.p_items is not None and e.p_items < ALPHA <= e.p:
+        fields["note"] = (
+            f"for these {e.seeds} draws alone p = {e.p_items:.2g}; so few cannot speak for all draws: take 5 or more"
+        )
     return {"claim": text, "effect": e.value, "unit": unit, **fields, **more}
 
 
@@ -190,30 +212,30 @@ def _width(sweep: Sweep, outcome: Outcome, site: str) -> Array:
 
 
 def _order(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """What is described to fail first has the smaller threshold. Different items are behind the two, so that their intervals
-    are taken as independent: z of the difference of ln thresholds."""
+    """What is described to fail first has lost half of what it can lose at a smaller dose. Different items are behind the
+    two, so that their intervals are taken as independent: z of the difference of ln ED50."""
     there = [o for name in ORDER if (o := named(outcomes, name)) is not None]
     found = []
     for site in sweep.sites:
         for first, second in itertools.pairwise(there):
-            a, b = sweep.threshold(first, site), sweep.threshold(second, site)
+            a, b = sweep.half(first, site), sweep.half(second, site)
             said = f"{first.name} fails before {second.name} under damage to {site}"
-            row: dict[str, Any] = {"claim": said, "unit": "log of a ratio of thresholds"}
-            if a is None or b is None or a.dose is None or b.dose is None:
-                late = [o.name for o, t in ((first, a), (second, b)) if t is None or t.dose is None]
+            row: dict[str, Any] = {"claim": said, "unit": "log of a ratio of ED50s"}
+            if a is None or b is None or a.ed50 is None or b.ed50 is None:
+                late = [o.name for o, fit in ((first, a), (second, b)) if fit is None or fit.ed50 is None]
                 row |= {
                     "verdict": "not tested",
-                    "note": f"{' and '.join(late)} does not change by d = 0.8 at these doses",
+                    "note": f"no dose of half effect within these doses: {', '.join(late)}",
                 }
-            elif not all((a.low, a.high, b.low, b.high)):
-                row |= {"effect": math.log(b.dose / a.dose), "verdict": "inconclusive"}
-                row["note"] = "an end of a threshold's interval lies outside the doses tested"
+            elif not (a.low and a.high and b.low and b.high):
+                row |= {"effect": math.log(b.ed50 / a.ed50), "verdict": "inconclusive"}
+                row["note"] = "an end of the interval of an ED50 lies outside the doses tested"
             else:
-                errors = [math.log(t.high / t.low) / (2 * 1.96) for t in (a, b) if t.high and t.low]
-                effect, error = math.log(b.dose / a.dose), math.hypot(*errors)
+                errors = [math.log(high / low) / (2 * 1.96) for low, high in ((a.low, a.high), (b.low, b.high))]
+                effect, error = math.log(b.ed50 / a.ed50), math.hypot(*errors)
                 p = float(2 * scipy_stats.norm.sf(abs(effect) / error)) if error else None
                 row |= {"effect": effect, "low": effect - 1.96 * error, "high": effect + 1.96 * error, "p": p}
-                row |= {"items": min(a.items, b.items), "seeds": a.seeds, "test": "z of two thresholds", "power": None}
+                row |= {"items": min(a.items, b.items), "seeds": a.seeds, "test": "z of two ED50s", "power": None}
             found.append(row)
     return found
 

@@ -37,7 +37,10 @@ class Degrade(Study):
         default="full", description="of the preset: as described, or SmolLM2 in minutes"
     )
     subject: str = Field(default="smollm2", description="smollm2, a tiny name, ./folder, or org/name[@revision]")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="auto: as stored")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
+        default="auto",
+        description="auto: as stored; nf4: 4-bit loading (bitsandbytes), of which no packed part can be damaged",
+    )
     method: Method = Field(default="mult-gauss", description="kind of damage")
     site: tuple[str, ...] = Field(
         default=("attention.value", "mlp", "embedding"), min_length=1, description="parts to damage, each on its own"
@@ -225,7 +228,7 @@ class Degrade(Study):
             curves=sweep.curves(outcomes),
             generations=pl.DataFrame(self._generations(rows), schema=GENERATIONS),
             claims=say.claims(sweep, outcomes, self.method, matched),
-            heat=sweep.heat(outcomes, matched.strengths, matched.note) if matched else None,
+            heat=sweep.heat(say.mapped(outcomes), matched.strengths, matched.note) if matched else None,
             extra={
                 "effects": sweep.effects(outcomes),
                 "thresholds": sweep.thresholds(outcomes),
@@ -288,7 +291,7 @@ class Degrade(Study):
             if seal is None:
                 continue
             scored = store.index.seals.get(readings["perplexity"].key) if "perplexity" in readings else None
-            about = {**shared, "model_name": self.subject, "writer": seal.writer, "load_4bit": False}
+            about = {**shared, "model_name": self.subject, "writer": seal.writer, "load_4bit": self.dtype == "nf4"}
             about["perplexity"] = scored.summary.get("perplexity") if scored else None
             found += [
                 theirs.record(row, (site, dose, seed), seed - self.seed, number[row["prompt"]], about)
