@@ -10,7 +10,8 @@ HERE := $(VENV)/here-$(shell pwd | cksum | tr ' ' '-')
 demo: setup
 	$(VENV)/bin/lesion run degrade --subject smollm2 --method mult-gauss \
 	  --site attention.value mlp embedding --doses 0 0.1 0.2 0.4 0.8 \
-	  --repeats 2 --documents 12 --tokens 128 --new-tokens 24
+	  --repeats 2 --documents 12 --tokens 128 --new-tokens 24 \
+	  --measures perplexity displacement generation prose
 
 test: setup check
 	$(VENV)/bin/python -m pytest -n 2 tests

@@ -118,11 +118,14 @@ def _memory(missing: Sequence[Reading]) -> str:
             if r.trial.subject.key == subject.key
         )
         work = 2 * FORWARD_TOKENS * int(outline.config.get_text_config().vocab_size) * 4
-        found.append((PROCESS_BYTES + 2 * weights + undo + work, weights, undo, work))
-    total, weights, undo, work = max(found)
+        here = [r for r in missing if r.trial.subject.key == subject.key]
+        second = any(isinstance(quote, Trial) for r in here for quote in r.measure.quotes())
+        beside = weights + 2 * work if second else 0  # the healthy model, and what is remembered of its outputs
+        found.append((PROCESS_BYTES + 2 * weights + undo + work + beside, weights, undo, work, beside))
+    total, weights, undo, work, beside = max(found)
     return (
         f"about {_bytes(total)}: weights {_bytes(weights)}, packed again {_bytes(weights)}, undo {_bytes(undo)}, "
-        f"at work {_bytes(work)}"
+        f"at work {_bytes(work)}" + (f", a healthy model to compare with {_bytes(beside)}" if beside else "")
     )
 
 

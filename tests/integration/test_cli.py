@@ -568,3 +568,10 @@ def test_the_logs_of_many_runs_become_one(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("run ")] == [f"run {n}" for n in range(commands.LOGS)]
     commands._gather_logs(folder, Store(tmp_path).writer)
     assert (folder / "runs.log").read_text() == text
+
+
+def test_calibrate_prints_every_procedure_with_its_share(lesion):
+    said = lesion("calibrate", "--simulations", "20")
+    assert said.code in (0, 1) and " not as expected" in said.out
+    for procedure in ("permutation", "mcnemar", "wilcoxon", "equivalent", "trend", "holm", "ED50"):
+        assert procedure in said.out, procedure
