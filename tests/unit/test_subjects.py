@@ -777,7 +777,7 @@ def test_parse_passes_the_dtype_on():
         assert parse(text).dtype == ("auto" if text in ("a/b", "./x") else "float32")
     with pytest.raises(ValueError, match="'float32' or 'bfloat16'"):
         parse("smollm2", "float16")
-    with pytest.raises(ValueError, match="'auto', 'float32', 'bfloat16' or 'float16'"):
+    with pytest.raises(ValueError, match="'auto', 'float32', 'bfloat16', 'float16' or 'nf4'"):
         parse("a/b", "int8")
 
 
