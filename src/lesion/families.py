@@ -151,6 +151,13 @@ def llama_like(*norms: str, root: str = "model") -> Callable[[Any], tuple[Tower,
     return family
 
 
+def decoder(config: Any) -> tuple[Tower, ...]:
+    """Our own decoder. What its experts hold is no site yet."""
+    if config.experts:
+        raise ValueError("a lesion-decoder with experts is not described in lesion.families, only the dense one is")
+    return llama_like(*TWO_NORMS)(config)
+
+
 def siglip(eye: str, vision: Any) -> Tower:
     """The vision tower of an image-text model, and of its projections of patches."""
     return Tower(
@@ -274,6 +281,7 @@ FAMILIES: dict[str, Callable[[Any], tuple[Tower, ...]]] = {
     "gemma3": gemma3,
     "smolvlm": smolvlm,
     "idefics3": smolvlm,
+    "lesion-decoder": decoder,
     "opt": opt,
     "t5": t5,
 }

@@ -1,0 +1,346 @@
+"""Our decoder: RMSNorm → attention → RMSNorm → SwiGLU, with rotary positions and grouped heads (Touvron et al. 2023).
+
+An ordinary transformers model, so `generate`, peft, lm-eval and our own bench know it, and its parameters are named as
+Llama's are: a Llama checkpoint loads into it, strictly, and computes the same. Beyond Llama it has attention sinks
+(`lesion.sinks`) and mixtures of experts (`lesion.experts`), and projections that write into the residual stream begin
+1/√(2L) as large (Radford et al. 2019, section 2.3).
+"""
+
+# annotations are not put off here: `@strict` checks every option against its type
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lesion.experts import Experts
+from lesion.sinks import attend, rotate
+
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+SIZES: dict[str, dict[str, int]] = {
+    name: dict(zip(_SHAPE, shape, strict=True))
+    for name, shape in {
+        "1m": (128, 4, 4, 2, 352),
+        "6m": (256, 6, 8, 4, 704),
+        "30m": (512, 8, 8, 4, 1408),
+        "125m": (768, 12, 12, 4, 2048),
+        "350m": (1024, 24, 16, 8, 2816),
+        "1b": (2048, 20, 16, 8, 5504),
+    }.items()
+}  # a name says about how many parameters there are, with the vocabulary that such a size usually has
+
+
+@strict
+class DecoderConfig(PreTrainedConfig):
+    """Shape of a decoder. Unknown options and impossible shapes are refused (ValueError).
+
+    sinks          "none"; "logit"; "window": a rolling window alone; "cache" and "tokens": a window beside the first
+                   `sink_tokens` tokens (of "tokens" the training data must begin with as many of a kind of their own)
+    experts        0: a dense mlp; else as many, of which each token goes through `experts_per_token`
+    """
+
+    model_type = "lesion-decoder"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 1024
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    sinks: Literal["none", "window", "cache", "tokens", "logit"] = "none"
+    sink_tokens: int = 4
+    window: int | None = None
+    experts: int = 0
+    experts_per_token: int = 2
+    capacity_factor: float | None = None
+    balance_weight: float = 0.01
+    z_weight: float = 0.001
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None and isinstance(self.hidden_size, int) and isinstance(self.num_attention_heads, int):
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        known = {"architectures", "dtype", "transformers_version", "model_type", "attn_implementation", "name_or_path"}
+        if unknown := sorted(set(kwargs) - known - set(PreTrainedConfig.__dataclass_fields__)):
+            there = ", ".join(type(self).__annotations__)
+            raise ValueError(f"no option {unknown[0]!r} of a decoder; there are: {there}")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Part of the validation that `@strict` runs."""
+        assert self.num_key_value_heads is not None and self.head_dim is not None
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key-value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        windowed = self.sinks in ("window", "cache", "tokens")
+        if windowed != (self.window is not None) or (self.window is not None and self.window < 1):
+            raise ValueError(f"sinks={self.sinks!r} {'needs' if windowed else 'has no'} window; got {self.window}")
+        if self.sinks in ("cache", "tokens") and self.sink_tokens < 1:
+            raise ValueError(f"sinks={self.sinks!r} needs one sink token or more, not {self.sink_tokens}")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(f"a token goes through 1 to {self.experts} experts, not {self.experts_per_token}")
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean x² + ε) · w, in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.variance_epsilon = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.variance_epsilon).to(x.dtype)
+
+
+class Where:
+    """Positions of the new tokens [B, T] and what they need to find those of the keys."""
+
+    def __init__(self, at: torch.Tensor, frequencies: torch.Tensor, mask_BS: torch.Tensor | None):
+        self.at, self.frequencies, self.mask_BS = at, frequencies, mask_BS
+
+    def of_keys(self, past: Any, count: int) -> torch.Tensor:
+        """Positions [B, S] of the keys: those that a rolling cache tells; without padding, their columns."""
+        if hasattr(past, "key_positions"):
+            return past.key_positions().expand(len(self.at), -1)
+        if self.mask_BS is not None:
+            return (self.mask_BS.long().cumsum(1) - 1).clamp(min=0)
+        return torch.arange(count, device=self.at.device).expand(len(self.at), -1)
+
+    def seen(self, mask: Any, count: int, past: Any) -> torch.Tensor | None:
+        """What may be looked at beside the causal rule: no padding, and whatever a mask of four axes says."""
+        if isinstance(mask, torch.Tensor) and mask.dim() == 4:
+            return mask if mask.dtype == torch.bool else mask >= 0
+        if self.mask_BS is not None and not hasattr(past, "key_positions"):
+            return self.mask_BS.bool()[:, None, None, :]
+        return None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; with sinks, keys are cached before they are rotated."""
+
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        self.num_key_value_groups, self.scaling, self.is_causal = heads // groups, config.head_dim**-0.5, True
+        self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, groups * self.head_dim, bias=False)
+        self.o_proj = _writer(heads * self.head_dim, config.hidden_size)
+        self.sink_logit = nn.Parameter(torch.zeros(heads)) if config.sinks == "logit" else None
+
+    def forward(self, x: torch.Tensor, where: Where, mask: Any, past: Cache | None, **kwargs: Any) -> torch.Tensor:
+        b, t, _ = x.shape
+        q, k, v = (p(x).view(b, t, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.config.sinks == "none":
+            q, k = (rotate(part, where.at, where.frequencies) for part in (q, k))
+            if past is not None:
+                k, v = past.update(k, v, self.layer_idx)
+            function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
+            out = function(self, q, k, v, mask, dropout=0.0, scaling=self.scaling, **kwargs)[0]
+        else:
+            if past is not None:
+                k, v = past.update(k, v, self.layer_idx)
+            out, _ = attend(
+                q,
+                k,
+                v,
+                at_BT=where.at,
+                key_at_BS=where.of_keys(past, k.shape[2]),
+                seen=where.seen(mask, k.shape[2], past),
+                frequencies=where.frequencies,
+                window=self.config.window,
+                sinks=self.config.sink_tokens if self.config.sinks in ("cache", "tokens") else 0,
+                sink_logit=self.sink_logit,
+            )
+        return self.o_proj(out.reshape(b, t, -1))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = _writer(config.intermediate_size, config.hidden_size)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: Any, layer_idx: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer_idx)
+        e, k = config.experts, config.experts_per_token
+        sizes = config.hidden_size, config.intermediate_size
+        self.mlp = Experts(*sizes, e, k, config.capacity_factor) if e else MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: torch.Tensor, where: Where, mask: Any, past: Cache | None, **kwargs: Any) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), where, mask, past, **kwargs)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DecoderPreTrainedModel(PreTrainedModel):
+    config_class = DecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("DecoderLayer",)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        writes = std / math.sqrt(2 * self.config.num_hidden_layers)  # what ends in the residual stream
+        match module:
+            case nn.Linear() | nn.Embedding():
+                module.weight.normal_(0, writes if hasattr(module, "writes") else std)
+            case Attention() if module.sink_logit is not None:
+                module.sink_logit.zero_()
+            case Experts():
+                module.gate_up_proj.normal_(0, std)
+                module.down_proj.normal_(0, writes)
+            case RMSNorm():
+                module.weight.fill_(1)
+
+
+class DecoderModel(DecoderPreTrainedModel):
+    """The stack without its head."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cached = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if cached and past_key_values is None:
+            past_key_values = DynamicCache()
+        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -x.shape[1] :]  # padding has no place
+        if position_ids is None:
+            before = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(before, before + x.shape[1], device=x.device)[None]
+        d = self.config.head_dim
+        frequencies = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device, dtype=torch.float) / d)
+        flat = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+        where = Where(position_ids.expand(len(x), -1), frequencies, flat)
+        mask = attention_mask
+        if self.config.sinks == "none":
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        for layer in self.layers:
+            x = layer(x, where, mask, past_key_values, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+
+
+class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
+    """The stack and its head. With labels the loss is transformers' own, plus the routers' losses where there are any."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers reads it from the class
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.model = DecoderModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        hidden = out.last_hidden_state[:, logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else kept]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = (
+                self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size) + self.router_loss()
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+
+    def router_loss(self) -> torch.Tensor:
+        """Balance and z losses of all mixtures, weighted, of the last forward; zero for a dense model."""
+        mixtures = [layer.mlp for layer in self.model.layers if isinstance(layer.mlp, Experts)]
+        balance, z = (sum(m.losses[name] for m in mixtures) for name in ("balance", "z"))
+        return torch.as_tensor(self.config.balance_weight * balance + self.config.z_weight * z)
+
+
+def _writer(size: int, hidden: int) -> nn.Linear:
+    """A projection that writes into the residual stream, marked so that it begins smaller."""
+    made = nn.Linear(size, hidden, bias=False)
+    made.writes = True  # type: ignore[assignment]
+    return made
+
+
+def _eager(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float, **_: Any) -> Any:
+    """Attention by its formula, for `attn_implementation="eager"`."""
+    k, v = (part.repeat_interleave(module.num_key_value_groups, 1) for part in (k, v))
+    scores = q @ k.transpose(2, 3) * scaling
+    weights = (scores if mask is None else scores + mask).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return (weights @ v).transpose(1, 2), weights
+
+
+AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
+AutoModel.register(DecoderConfig, DecoderModel)
+AutoModelForCausalLM.register(DecoderConfig, DecoderForCausalLM)
