@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")  # and other weights that are not read
 
 
+def know_our_own() -> None:
+    """Makes transformers know `lesion.decoder`, which registers itself when it is imported."""
+    import lesion.decoder  # noqa: F401
+
+
 def model_class(config: Any) -> Any:
     """The auto class of a configuration: image-text, seq2seq or causal. Raises ValueError where none of them fits."""
     import transformers as t
@@ -167,6 +172,7 @@ def read_config(folder: Path, trust: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    know_our_own()
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     except (StrictDataclassError, OSError, TypeError, AttributeError, KeyError) as error:

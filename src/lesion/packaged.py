@@ -95,6 +95,14 @@ TINY: dict[str, dict[str, Any]] = {
         "image_token_id": 262,
         "pad_token_id": 258,
     },
+    "tiny-decoder": {
+        "model_type": "lesion-decoder",
+        **_LLAMA,
+        **_BYTES,
+        "sinks": "cache",
+        "window": 32,
+        "sink_tokens": 2,
+    },
     "tiny-t5": {
         "model_type": "t5",
         "d_model": 64,

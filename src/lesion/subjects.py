@@ -28,6 +28,7 @@ from lesion.checkpoints import (
     check_weights,
     checked,
     folder_digest,
+    know_our_own,
     load_folder,
     model_class,
     outline_folder,
@@ -216,10 +217,11 @@ class Scratch(Subject):
         for name, token in packaged.SPECIAL.items():
             text.setdefault(name, token)
         asked = copy.deepcopy(given)
+        know_our_own()
         try:
             with packaged.quietly():
                 config = AutoConfig.for_model(kind, **given)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
             raise ValueError(f"transformers refuses this configuration of a {kind}: {error}") from error
         if strange := list(strangers(config, asked)):
             known = ", ".join(sorted(field.name for field in fields(config)))
