@@ -124,7 +124,10 @@ class Where:
         self.at, self.frequencies, self.mask_BS = at, frequencies, mask_BS
 
     def of_keys(self, past: Any, count: int) -> torch.Tensor:
-        """Positions [B, S] of the keys: those that a rolling cache tells; without padding, their columns."""
+        """Positions [B, S] of the keys: without a cache those of the tokens themselves; else those that a rolling cache
+        tells, or those that the padding leaves, or their columns."""
+        if past is None:
+            return self.at
         if hasattr(past, "key_positions"):
             return past.key_positions().expand(len(self.at), -1)
         if self.mask_BS is not None:

@@ -1,0 +1,91 @@
+"""The one loss of training: −Σ ln p(target) over tokens, without ever holding all logits.
+
+    z = h·Wᵀ,   loss = Σᵢ logsumexp(zᵢ) − zᵢ[tᵢ],   ∂loss/∂z = softmax(z) − onehot(t)
+
+Logits are made and consumed a chunk of tokens at a time, and their gradients right with them, since the gradient of a sum is
+known without waiting for the rest (the idea of Wijmans et al. 2024, "Cut your losses", in plain torch). Peak memory is a
+chunk of logits instead of all of them twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits that are held at a time
+IGNORE = -100  # a target that is not scored
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            h, t = hidden[start : start + rows], targets[start : start + rows]
+            logits = (h @ weight.T).float()
+            scored = t != IGNORE
+            total += F.cross_entropy(logits, t, reduction="none", ignore_index=IGNORE).sum(dtype=torch.float64)
+            if not (wants_hidden or wants_weight):
+                continue
+            grad = logits.softmax(-1)
+            grad[scored.nonzero().squeeze(1), t[scored]] -= 1
+            grad *= scored[:, None]
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.matmul(grad, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += (grad.T @ h).float()
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        (scale,) = above
+        hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
+        weight = None if grad_weight is None else (grad_weight * scale.float()).to(ctx.weight_dtype)
+        return hidden, weight, None, None
+
+
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Σ −ln softmax(hidden·weightᵀ)[target] in nats, float64, over targets that are not IGNORE.
+
+    hidden [..., D], weight [V, D], targets [...]. Under autocast the product is made in its type; softmax and sums in
+    float32 and float64.
+    """
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden, weight = hidden.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
+    rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+    with torch.autocast(kind, enabled=False):
+        return _Sum.apply(hidden, weight, targets, rows)
+
+
+def head_of(model: Any) -> tuple[Any, torch.Tensor] | None:
+    """The stack without its head and the head's weight, where logits are exactly hidden·weightᵀ; None elsewhere (a bias,
+    soft caps, scaled logits): there the model's own logits are taken."""
+    config, head = model.config, model.get_output_embeddings()
+    capped = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    plain = config.model_type in ("llama", "mistral", "qwen2", "gpt2", "gpt_neox", "lesion-decoder")
+    if not plain or capped or type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    return getattr(model, model.base_model_prefix), head.weight
+
+
+def sum_of_losses(
+    model: Any, ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor
+) -> torch.Tensor:
+    """Σ −ln p over the scored targets of a batch [B, T], in nats. targets[b, t] is what follows ids[b, t], or IGNORE."""
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": at, "use_cache": False}
+    if (found := head_of(model)) is not None:
+        stack, weight = found
+        return linear_cross_entropy(stack(**given).last_hidden_state, weight, targets)
+    logits = model(**given).logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE).double()
