@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lesion.study import Study
 
 VERBOSITY = ("quiet", "normal", "verbose")
-OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 75, 130
 MISPLACED = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -38,7 +38,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 something failed, 2 wrong input, 130 interrupted."""
+    """Runs one command and returns its exit code: 0 done, 1 something failed, 2 wrong input, 75 unfinished, 130 interrupted."""
     options, rest = parser().parse_known_args(args)
     if rest and "study" not in options:
         options.parser.unknown(rest)
@@ -46,6 +46,7 @@ def run(args: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lesion import commands
+    from lesion.trial import Unfinished
 
     try:
         return getattr(commands, options.command)(options, rest)
@@ -53,6 +54,9 @@ def run(args: list[str]) -> int:
         goes_on = options.command == "run" and not options.force
         print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
         return INTERRUPTED
+    except Unfinished as error:
+        print(f"unfinished, {error}; the same command goes on from here", file=sys.stderr)
+        return UNFINISHED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
@@ -114,7 +118,8 @@ def parser() -> Parser:
     top = Parser(
         prog="lesion",
         description="Controlled interventions on language models: damage, measure, undo, say whether it mattered.",
-        epilog="`lesion COMMAND --help` says more. Exit codes: 0 done, 1 something failed, 2 wrong input, 130 interrupted.",
+        epilog="`lesion COMMAND --help` says more. Exit codes: 0 done, 1 something failed, 2 wrong input, 75 unfinished but "
+        "saved, 130 interrupted.",
     )
     top.add_argument("--version", action="version", version=f"lesion {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

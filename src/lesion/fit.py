@@ -30,6 +30,7 @@ from torch import nn
 from lesion.loss import IGNORE, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
+from lesion.trial import Unfinished
 
 KEPT = 2  # checkpoints that stay
 RECENT = 50  # losses among which a spike stands out
@@ -66,10 +67,6 @@ class Training(BaseModel):
     eval_every: int = Field(default=0, ge=0, description="steps between held-out losses; 0: none")
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     seed: int = Field(default=0, ge=0, description="of the order of rows and of dropout")
-
-
-class Unfinished(Exception):
-    """A signal came: the state is saved at a step's end, and the same run goes on from there."""
 
 
 class Stopped(RuntimeError):

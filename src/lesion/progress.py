@@ -88,6 +88,10 @@ class Progress:
             case "step":
                 self.now = describe(told["step"])
                 logger.debug("%s", self.now)
+            case "train":
+                loss, rate = told["loss"], told["rate"]
+                left = _span((told["steps"] - told["step"]) * told["tokens"] / rate)
+                self.now = f"training {told['step']}/{told['steps']}, loss {loss:.3f}, {rate:.0f} tokens/s, {left} left"
             case "rows":
                 self.now = f"{told['measure'].name} {told['done']}/{told['items']}"
             case "seal":

@@ -269,6 +269,17 @@ class Store:
             raise
         return target
 
+    def workplace(self, state: str) -> Path:
+        """Where the step that makes a state may save what it has. Gone once the state is kept."""
+        return self.root / "states" / f".{state}.work"
+
+    def clear_workplace(self, state: str) -> None:
+        """Keeps the metrics beside the state and drops the rest."""
+        work, kept = self.workplace(state), self.root / "states" / state
+        if (work / "metrics.jsonl").is_file() and not (kept / "metrics.jsonl").exists():
+            shutil.move(work / "metrics.jsonl", kept / "metrics.jsonl")
+        shutil.rmtree(work, ignore_errors=True)
+
     def restore(self, state: str, specimen: Specimen) -> None:
         """Fills a specimen of the right structure with a kept state. Raises ValueError where anything does not fit."""
         import torch

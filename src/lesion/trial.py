@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
@@ -23,6 +24,12 @@ from lesion.spec import Spec, key_of
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+
+class Unfinished(BaseException):
+    """A long step was asked to end and has saved what it has: the same run goes on from there. No failure, so it passes
+    through whatever records failures."""
+
 
 Row = dict[str, Any]  # one observation; "item" is its stable id
 
@@ -173,6 +180,8 @@ class Specimen:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     recall: Callable[[Reading], list[Row]] | None = None  # rows of a quoted reading
     bring: Callable[[Trial], Specimen] | None = None  # a second model: that of a quoted trial
+    tell: Callable[..., None] | None = None  # told of a long step's progress
+    place: Path | None = None  # where a long step may save what it has, to go on from there if it is interrupted
     memo: dict[str, Any] = field(default_factory=dict)  # what measures remember of a second model, which nobody changes
 
     @property

@@ -278,10 +278,13 @@ class Walk:
             specimen.trial = Trial(subject=trial.subject, steps=trial.steps[: kept[-1]])
         bench = Bench(specimen)
         for number in range(kept[-1], len(trial.steps)):
-            self.tell("step", step=trial.steps[number])
-            bench.apply(trial.steps[number])
-            if trial.steps[number].keeps:
-                self.store.keep(keys[number + 1], specimen)
+            step, key = trial.steps[number], keys[number + 1]
+            self.tell("step", step=step)
+            specimen.tell, specimen.place = self.tell, self.store.workplace(key) if step.keeps else None
+            bench.apply(step)
+            if step.keeps:
+                self.store.keep(key, specimen)
+                self.store.clear_workplace(key)
         return specimen
 
     def _check_addresses(self, root: Node, specimen: Specimen) -> None:

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         *(steps.Quantise(site=s, levels=8, scheme=k) for s in SITES for k in ("minmax", "symmetric", "percentile")),
         steps.Quantise(site="all", levels=4, channel="output"),
     ],
+    "heal": [steps.Heal(steps=3, batch=2, length=24, warmup=1, lr=0.01, skip=3).pin()],
     "perplexity": [measures.Perplexity(documents=2, tokens=80, window=64, stride=32).pin()],
     "generation": [GENERATION],
     "displacement": [measures.Displacement(reference=HEALTHY, documents=2, tokens=40).pin()],
@@ -44,7 +45,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
     "prose": [measures.Prose(of=TEXTS)],
 }
-TEXTS_OF_CAUSAL_MODELS = {"perplexity", "displacement", "surprisal"}
+OF_CAUSAL_MODELS = {"heal", "perplexity", "displacement", "surprisal"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}
 
@@ -85,6 +86,10 @@ def test_every_step_and_measure_has_examples():
 def test_a_step_changes_exactly_what_it_reports_and_its_undo_restores_every_bit(family, name, step):
     bench = specimen(family)
     model = bench.specimen.model
+    if name in OF_CAUSAL_MODELS and family == "tiny-t5":
+        with pytest.raises(ValueError, match="encoder-decoder"):
+            step.apply(bench.specimen)
+        return
     before = digests(model)
     tensors = {n: t.detach().clone() for n, t in model.named_parameters()}
     with bench.applied(step):
@@ -126,7 +131,7 @@ def test_nested_steps_on_overlapping_sites_are_undone_in_order(family):
 @pytest.mark.parametrize(("name", "measure"), of("measure"), ids=lambda x: str(x)[:40])
 def test_a_measure_changes_nothing_and_says_the_same_twice(family, name, measure):
     bench = specimen(family)
-    if name in TEXTS_OF_CAUSAL_MODELS and family == "tiny-t5":
+    if name in OF_CAUSAL_MODELS and family == "tiny-t5":
         with pytest.raises(ValueError, match="encoder-decoder"):
             measure.read(bench.specimen, measure.items(bench.specimen))
         return
@@ -176,7 +181,7 @@ def changes(value):
     if isinstance(value, int):
         return [value + 1]
     if isinstance(value, float):
-        return [math.nextafter(value, math.inf), math.nextafter(value, -math.inf), value / 2]
+        return [v for v in (math.nextafter(value, math.inf), math.nextafter(value, -math.inf), value / 2) if v != value]
     return [
         *(
             v
@@ -197,7 +202,7 @@ def test_a_subject_a_step_and_a_measure_each_make_another_reading():
 
 
 def test_unknown_words_and_versions_are_named():
-    with pytest.raises(ValueError, match=r"no step 'nosie'; there are: ablate, noise, quantise"):
+    with pytest.raises(ValueError, match=r"no step 'nosie'; there are: ablate, heal, noise, quantise"):
         find("step/nosie")
     stale = {**steps.Noise(site="mlp", sigma=1.0).to_json(), "version": 0}
     with pytest.raises(ValueError, match="is version 1 here, the record is of 0"):

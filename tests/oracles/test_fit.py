@@ -12,10 +12,11 @@ import torch
 
 from lesion import fit as loop
 from lesion.decoder import DecoderConfig, DecoderForCausalLM
-from lesion.fit import Stopped, Training, Unfinished, evaluate, fit, learning_rate
+from lesion.fit import Stopped, Training, evaluate, fit, learning_rate
 from lesion.loss import sum_of_losses
 from lesion.optimizers import groups
 from lesion.packing import pack
+from lesion.trial import Unfinished
 
 SHAPE = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
