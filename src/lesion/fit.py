@@ -30,6 +30,7 @@ from torch import nn
 from lesion.loss import IGNORE, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
+from lesion.products import fast_products
 from lesion.trial import Unfinished
 
 KEPT = 2  # checkpoints that stay
@@ -108,7 +109,7 @@ def fit(
     training, began = model.training, time.perf_counter()
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
     model.train()
-    with _signals() as asked, (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with fast_products(model), _signals() as asked, (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in range(first, how.steps):
             loss, norm, tokens = _step(model, made, data, how, step)
             _check(loss, norm, losses, how, step, folder)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from lesion.products import times_transposed
+
 CHUNK_BYTES = 64 * 2**20  # of float32 logits that are held at a time
 IGNORE = -100  # a target that is not scored
 
@@ -24,10 +26,11 @@ class _Sum(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        turned = weight.T.contiguous() if wants_hidden else weight
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], targets[start : start + rows]
-            logits = (h @ weight.T).float()
+            logits = times_transposed(h, weight).float()
             scored = t != IGNORE
             total += F.cross_entropy(logits, t, reduction="none", ignore_index=IGNORE).sum(dtype=torch.float64)
             if not (wants_hidden or wants_weight):
@@ -37,9 +40,9 @@ class _Sum(torch.autograd.Function):
             grad *= scored[:, None]
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.matmul(grad, weight, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] = times_transposed(grad, turned)
             if grad_weight is not None:
-                grad_weight += (grad.T @ h).float()
+                grad_weight += times_transposed(grad.T, h.T).float()
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
