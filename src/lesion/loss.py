@@ -32,10 +32,12 @@ class _Sum(torch.autograd.Function):
             h, t = hidden[start : start + rows], targets[start : start + rows]
             logits = times_transposed(h, weight).float()
             scored = t != IGNORE
-            total += F.cross_entropy(logits, t, reduction="none", ignore_index=IGNORE).sum(dtype=torch.float64)
+            lse = logits.logsumexp(-1)
+            nll = lse - logits.gather(1, t.clamp(min=0)[:, None]).squeeze(1)
+            total += torch.where(scored, nll, 0.0).sum(dtype=torch.float64)
             if not (wants_hidden or wants_weight):
                 continue
-            grad = logits.softmax(-1)
+            grad = logits.sub_(lse[:, None]).exp_()  # softmax, in the place of the logits
             grad[scored.nonzero().squeeze(1), t[scored]] -= 1
             grad *= scored[:, None]
             grad = grad.to(hidden.dtype)
