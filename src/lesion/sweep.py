@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from lesion import doses as dose_response
 from lesion.outcomes import Outcome
+from lesion.report.heat import HEAT
+from lesion.report.page import CURVES
 from lesion.stats import Effect, compare, holm, ratio
 from lesion.trial import Row
 
@@ -37,6 +39,11 @@ class Sweep:
     rows: Mapping[Cell, Mapping[str, Mapping[str, Row]]]
     strength: Callable[[float], float] = float
     _arrays: dict[tuple[str, str, float], tuple[Array, Array]] = field(default_factory=dict)
+
+    @property
+    def _strengths(self) -> list[float]:
+        """Of all doses: they rise from 0."""
+        return [0.0, *(self.strength(dose) for dose in self.doses[1:])]
 
     def array(self, outcome: Outcome, site: str, dose: float) -> tuple[Array, Array]:
         """Values [seeds, items] (NaN: none) and their weights (0 where there is none), items as the undamaged model has
@@ -92,12 +99,12 @@ class Sweep:
                     reference = (1.0 if o.exp else 0.0) if o.relative else None
                     said = {"measure": o.name, "unit": o.unit, "better": o.better, "group": o.group, "site": site}
                     rows.append({**said, "dose": dose, "reference": reference, **self.point(o, site, dose)})
-        return pl.DataFrame(rows, schema=CURVES)
+        return pl.DataFrame(rows, schema={**CURVES, "group": pl.String})
 
     def effect(self, outcome: Outcome, site: str, dose: float) -> Effect | None:
         """The paired change from the undamaged model, or None where fewer than two items have one."""
         after, before = self.array(outcome, site, dose)[0], self.array(outcome, site, 0.0)[0]
-        if (~np.isnan(after - before)).any(0).sum() < 2:
+        if pairs(after, before) < 2:
             return None
         return compare(after, before, purpose=outcome.name)
 
@@ -132,7 +139,7 @@ class Sweep:
         """Strengths that rise from 0, and changes from the undamaged model [doses, seeds, items]."""
         whole = self.array(outcome, site, 0.0)[0]
         stack = np.stack([self.array(outcome, site, dose)[0] - whole for dose in self.doses])
-        return [0.0, *(self.strength(dose) for dose in self.doses[1:])], stack
+        return self._strengths, stack
 
     def threshold(self, outcome: Outcome, site: str) -> dose_response.Threshold | None:
         """The smallest strength at which |d| reaches LARGE, signed: for the worse where that has a meaning, else on the
@@ -186,7 +193,8 @@ class Sweep:
         """For each site the strength at which this outcome's mean reaches a level."""
         found: dict[str, tuple[Array, Array]] = {}
         for site in self.sites:
-            points = [(self.strength(d) if d else 0.0, self.point(damage, site, d)["value"]) for d in self.doses]
+            values = [self.point(damage, site, dose)["value"] for dose in self.doses]
+            points = zip(self._strengths, values, strict=True)
             known = [(s, v) for s, v in points if v is not None and (v > 0 or s == 0)]
             if len(known) >= 3:
                 found[site] = np.array([s for s, _ in known]), np.array([v for _, v in known])
@@ -205,7 +213,7 @@ class Sweep:
 
     def at(self, outcome: Outcome, site: str, strength: float) -> Array:
         """Values [seeds, items] at a strength between two doses: a straight line between the neighbours, item by item."""
-        strengths = [0.0, *(self.strength(dose) for dose in self.doses[1:])]
+        strengths = self._strengths
         after = int(np.clip(np.searchsorted(strengths, strength), 1, len(strengths) - 1))
         share = (strength - strengths[after - 1]) / (strengths[after] - strengths[after - 1])
         a, b = (self.array(outcome, site, self.doses[i])[0] for i in (after - 1, after))
@@ -219,11 +227,16 @@ class Sweep:
                 d, strength = None, strengths.get(site)
                 if strength is not None:
                     here, whole = self.at(o, site, strength), self.array(o, site, 0.0)[0]
-                    if (~np.isnan(here - whole)).any(0).sum() >= 2:
+                    if pairs(here, whole) >= 2:
                         d = compare(here, whole, purpose=o.name).d
                 label = "–" if d is None else f"{d:+.1f}".replace("-", "−")
                 rows.append({"row": site, "column": o.name, "value": d, "label": label, "note": note})
         return pl.DataFrame(rows, schema=HEAT)
+
+
+def pairs(after: Array, before: Array) -> int:
+    """Items that both arms have a value of, in some seed."""
+    return int((~np.isnan(after - before)).any(0).sum())
 
 
 def _full(change: Array) -> int:
@@ -235,11 +248,6 @@ def _exp(x: float | None) -> float | None:
     return None if x is None or x > 700 else math.exp(x)
 
 
-CURVES: dict[str, Any] = {
-    **dict.fromkeys(("measure", "unit", "better", "group", "site"), pl.String),
-    **dict.fromkeys(("dose", "value", "low", "high", "reference"), pl.Float64),
-    **dict.fromkeys(("items", "seeds"), pl.Int64),
-}
 EFFECTS: dict[str, Any] = {
     **dict.fromkeys(("outcome", "unit", "site"), pl.String),
     **dict.fromkeys(("dose", "value", "low", "high", "d", "d_low", "d_high", "p", "p_holm", "power"), pl.Float64),
@@ -252,9 +260,4 @@ THRESHOLDS: dict[str, Any] = {
     **dict.fromkeys(("at d", "dose", "dose_low", "dose_high", "ED50", "ED50_low", "ED50_high"), pl.Float64),
     **dict.fromkeys(("items", "seeds"), pl.Int64),
     "note": pl.String,
-}
-HEAT: dict[str, Any] = {
-    **dict.fromkeys(("row", "column"), pl.String),
-    "value": pl.Float64,
-    **dict.fromkeys(("label", "note"), pl.String),
 }

@@ -17,8 +17,9 @@ import polars as pl
 from scipy import stats as scipy_stats
 
 from lesion.outcomes import Outcome
+from lesion.report.claims import CLAIMS
 from lesion.stats import ALPHA, compare, equivalent, holm, verdict
-from lesion.sweep import Array, Sweep
+from lesion.sweep import Array, Sweep, pairs
 
 MARGIN = 0.1  # of a share: a smaller change of accuracy is called none
 LOSSES = 0.2, 0.5  # shares of predictions lost between which a failure is called abrupt or gradual
@@ -81,8 +82,9 @@ def matched(sweep: Sweep, outcomes: Sequence[Outcome]) -> Matched | None:
         o for name in ("accuracy", "content units", "looping", "grammar", "surprisal") if (o := named(outcomes, name))
     ]
     rows: list[dict[str, Any]] = []
-    for level in levels:
-        for site, strength in sweep.at_damage(damage, level).items():
+    strengths = [sweep.at_damage(damage, level) for level in levels]
+    for level, found in zip(levels, strengths, strict=True):
+        for site, strength in found.items():
             row: dict[str, Any] = {
                 "divergence": level,
                 "site": site,
@@ -93,7 +95,7 @@ def matched(sweep: Sweep, outcomes: Sequence[Outcome]) -> Matched | None:
                 row[o.name] = None if values is None or np.isnan(values).all() else float(np.nanmean(values))
             rows.append(row)
     note = f"each component at the dose at which its predictions diverge by {levels[1]:.2g} nats a token (KL)"
-    return Matched(levels[1], sweep.at_damage(damage, levels[1]), note, pl.DataFrame(rows, infer_schema_length=None))
+    return Matched(levels[1], strengths[1], note, pl.DataFrame(rows, infer_schema_length=None))
 
 
 def agreement(sweep: Sweep, outcomes: Sequence[Outcome]) -> pl.DataFrame:
@@ -141,9 +143,8 @@ def claims(sweep: Sweep, outcomes: Sequence[Outcome], method: str, at: Matched |
 
 def _tested(text: str, after: Array, before: Array, unit: str, purpose: str, **more: Any) -> dict[str, Any]:
     """A paired comparison as a claim; not tested where fewer than two items can be paired."""
-    pairs = int((~np.isnan(after - before)).any(0).sum())
-    if pairs < 2:
-        return _untested(text, unit, f"only {pairs} items can be compared")
+    if (count := pairs(after, before)) < 2:
+        return _untested(text, unit, f"only {count} items can be compared")
     e = compare(after, before, purpose=purpose)
     fields = {name: getattr(e, name) for name in ("low", "high", "items", "seeds", "test", "p", "power", "note")}
     if e.p is not None and e.p_items is not None and e.p > e.p_items:
@@ -273,14 +274,3 @@ def _equal_damage(sweep: Sweep, outcomes: Sequence[Outcome], at: Matched) -> lis
         row = _tested(text, b, a, o.unit, o.name, smallest=MARGIN if "share" in o.unit else 0.0)
         found.append({**row, "direction": 1 if row.get("effect", 0) >= 0 else -1})
     return found
-
-
-CLAIMS: dict[str, Any] = {
-    "claim": pl.String,
-    **dict.fromkeys(("effect", "low", "high"), pl.Float64),
-    "unit": pl.String,
-    **dict.fromkeys(("items", "seeds"), pl.Int64),
-    "test": pl.String,
-    **dict.fromkeys(("p", "p_holm", "power"), pl.Float64),
-    **dict.fromkeys(("verdict", "note"), pl.String),
-}

@@ -212,6 +212,7 @@ class Degrade(Study):
     def answer(self, store: Store) -> Answer:
         import polars as pl
 
+        from lesion.report.page import GENERATIONS
         from lesion.studies import _degrade as say
 
         rows: dict[str, dict[str, Any]] = {}
@@ -330,11 +331,3 @@ class Degrade(Study):
         if missing:
             notes.append(f"{missing} of {len(self.readings())} readings are missing: run the same command again.")
         return notes
-
-
-GENERATIONS: dict[str, Any] = {
-    **dict.fromkeys(("site", "prompt", "group", "asked", "text", "stop"), str),
-    **dict.fromkeys(("seed", "tokens"), int),
-    **dict.fromkeys(("dose", "logprob"), float),
-    "correct": bool,
-}
