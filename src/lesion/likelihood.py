@@ -50,18 +50,36 @@ def batches(todo: Sequence[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
+def padded(texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids [B, T], padded on the right, where a causal model cannot see it."""
+    import torch
+
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    return ids
+
+
+def scored(model: Any, todo: Sequence[Window], tokens: dict[str, list[int]]) -> list[tuple[Window, float]]:
+    """Every window and the −ln p of its scored tokens, in nats."""
+    from lesion.inference import inference
+
+    found: list[tuple[Window, float]] = []
+    with inference(model):  # a list and no generator: inference mode must not outlast this block
+        for batch in batches(todo):
+            found += zip(batch, negative_log_likelihood(model, batch, tokens), strict=True)
+    return found
+
+
 def negative_log_likelihood(model: Any, batch: Sequence[Window], tokens: dict[str, list[int]]) -> list[float]:
     """Sum over the scored tokens of each window of −ln p, in nats: float32 log-softmax, float64 sums.
 
     Padding is on the right, where a causal model cannot see it. The shift between logits and targets is here, and only here.
     """
-    import torch
     import torch.nn.functional as F
 
-    width = max(w.end - w.start for w in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, w in zip(ids, batch, strict=True):
-        row[: w.end - w.start] = torch.tensor(tokens[w.item][w.start : w.end])
+    ids = padded([tokens[w.item][w.start : w.end] for w in batch])
+    width = ids.shape[1]
     unread = min(w.scored - w.start for w in batch) - 1  # leading predictions that nobody asks for
     logits: torch.Tensor = model(
         input_ids=ids.to(model.device), use_cache=False, logits_to_keep=width - unread if unread else 0

@@ -91,6 +91,14 @@ class Spec(BaseModel):
         moved = {name: value for name, value in moved.items() if value is not getattr(self, name)}
         return self.model_copy(update=moved) if moved else self
 
+    def with_digest(self, what: str, found: str) -> Self:
+        """The same spec with its field `sha256` filled in. Raises ValueError where it names another digest already:
+        `what` has changed since."""
+        known: str | None = getattr(self, "sha256")  # noqa: B009  only specs of files have it
+        if known not in (None, found):
+            raise ValueError(f"{what} was to have sha256 {known} but has {found}")
+        return self if known else self.model_copy(update={"sha256": found})
+
     def identity(self) -> Any:
         """The JSON value that the key is made of: everything, unless a field only says where to look."""
         return self.to_json()

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from lesion.spec import Spec, key_of
 
@@ -147,6 +147,25 @@ class Reading(Spec):
     @cached_property
     def key(self) -> str:
         return reading_key(self.trial.key, self.measure)
+
+
+class MeasureOfTexts(Measure):
+    """What reads the texts of a generation: one row a text, under the same id."""
+
+    family: ClassVar[str] = "measure"  # a base of the grammar, not a word of it
+    of: Reading = Field(description="the texts: a generation")
+
+    def written(self, specimen: Specimen) -> dict[str, Row]:
+        """The generation's rows, by item."""
+        assert specimen.recall is not None, "the walk recalls what is quoted"
+        return {row["item"]: row for row in specimen.recall(self.of)}
+
+    def items(self, specimen: Specimen) -> list[str]:
+        return list(self.written(specimen))
+
+    def size(self) -> tuple[int, int] | None:
+        found = self.of.measure.size()
+        return (found[0], found[1] if self.on_bench else 0) if found else None
 
 
 def state_key(parent: str, step: Step) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
+from lesion.likelihood import padded
 from lesion.sites import layers
 from lesion.texts import corpus, corpus_digest
 from lesion.trial import Measure, Row, Specimen, Trial
@@ -43,10 +44,7 @@ class Displacement(Measure):
     sha256: str | None = Field(default=None, description="digest of the corpus; filled in when the reading is pinned")
 
     def pin(self) -> Self:
-        found = corpus_digest(self.corpus)
-        if self.sha256 not in (None, found):
-            raise ValueError(f"corpus {self.corpus!r} was to have sha256 {self.sha256} but has {found}")
-        return super().pin().model_copy(update={"sha256": found})
+        return super().pin().with_digest(f"corpus {self.corpus!r}", corpus_digest(self.corpus))
 
     def _documents(self) -> dict[str, str]:
         return {d.id: d.text for d in corpus(self.corpus)[: self.documents or None]}
@@ -149,18 +147,13 @@ def divergence(healthy: torch.Tensor, damaged: torch.Tensor) -> float:
 
 def outputs(specimen: Specimen, tokens: Sequence[Sequence[int]]) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
     """For each text the residual stream behind every layer, without its first token [T − 1, D], and the logits of the
-    tokens that come next [T − 1, V]. Padding is on the right, where a causal model cannot see it.
+    tokens that come next [T − 1, V].
 
     The layers are listened to here and not by `output_hidden_states`, which leaves hooks in the model for good.
     """
-    import torch
-
     from lesion.inference import inference
 
-    width = max(map(len, tokens))
-    ids = torch.zeros(len(tokens), width, dtype=torch.long)
-    for row, text in zip(ids, tokens, strict=True):
-        row[: len(text)] = torch.tensor(text)
+    ids = padded(tokens)
     states: list[torch.Tensor] = []
 
     def listen(module: Any, given: Any, out: Any) -> None:

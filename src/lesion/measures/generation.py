@@ -39,9 +39,7 @@ class Generation(Measure):
         if shown := sorted({p.image for p in battery(self.battery) if p.image is not None}):
             text = " ".join([found, *map(picture_digest, shown)])
             found = hashlib.sha256(text.encode()).hexdigest()
-        if self.sha256 not in (None, found):
-            raise ValueError(f"battery {self.battery!r} was to have sha256 {self.sha256} but has {found}")
-        return self if self.sha256 else self.model_copy(update={"sha256": found})
+        return self.with_digest(f"battery {self.battery!r}", found)
 
     def _prompts(self) -> dict[str, Prompt]:
         chosen = battery(self.battery)[: self.prompts or None]

@@ -14,16 +14,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from lesion.judging import RUBRICS, ask
-from lesion.trial import Measure, Reading, Row, Specimen
+from lesion.trial import MeasureOfTexts, Row, Specimen
 
 
-class Judge(Measure):
+class Judge(MeasureOfTexts):
     """Scores of stored texts by a rubric, as a judge model gives them."""
 
     on_bench: ClassVar[bool] = False
     chunk = 8  # what is judged is kept, so that a failing endpoint costs little
 
-    of: Reading = Field(description="the texts: a generation")
     endpoint: str = Field(description="base address, such as http://localhost:8000/v1")
     model: str = Field(min_length=1, description="the judge, as the endpoint names it")
     rubric: Literal["reasoning", "narrative"] = Field(description="what is judged")
@@ -33,20 +32,9 @@ class Judge(Measure):
     timeout: float = Field(default=60.0, gt=0, description="seconds of one attempt")
     retries: int = Field(default=4, ge=0, description="further attempts after a failure that may pass")
 
-    def _written(self, specimen: Specimen) -> list[Row]:
-        assert specimen.recall is not None, "the walk recalls what is quoted"
-        return specimen.recall(self.of)
-
-    def items(self, specimen: Specimen) -> list[str]:
-        return [row["item"] for row in self._written(specimen)]
-
-    def size(self) -> tuple[int, int] | None:
-        found = self.of.measure.size()
-        return (found[0], 0) if found else None
-
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
         rubric, rows = RUBRICS[self.rubric], []
-        written = {row["item"]: row for row in self._written(specimen)}
+        written = self.written(specimen)
         for item in items:
             said = ask(
                 self.endpoint,

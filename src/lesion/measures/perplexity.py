@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from lesion.likelihood import batches, negative_log_likelihood, windows
+from lesion.likelihood import scored, windows
 from lesion.texts import Document, corpus, corpus_digest
 from lesion.trial import Measure, Row, Specimen
 
@@ -40,10 +40,7 @@ class Perplexity(Measure):
         return self
 
     def pin(self) -> Self:
-        found = corpus_digest(self.corpus)
-        if self.sha256 not in (None, found):
-            raise ValueError(f"corpus {self.corpus!r} was to have sha256 {self.sha256} but has {found}")
-        return self if self.sha256 else self.model_copy(update={"sha256": found})
+        return self.with_digest(f"corpus {self.corpus!r}", corpus_digest(self.corpus))
 
     def _documents(self) -> dict[str, Document]:
         return {d.id: d for d in corpus(self.corpus)[: self.documents or None]}
@@ -57,8 +54,6 @@ class Perplexity(Measure):
         return len(lengths), tokens * (self.window // self.stride if max(lengths) > self.window else 1)
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
-        from lesion.inference import inference
-
         if specimen.model.config.is_encoder_decoder:
             raise ValueError("perplexity of a text is defined for causal models, and this one is encoder-decoder")
         started, documents = time.perf_counter(), self._documents()
@@ -68,10 +63,8 @@ class Perplexity(Measure):
             tokens[item], size = self._tokenise(specimen, documents[item])
             rows[item] = {"item": item, "nll": 0.0, "tokens": len(tokens[item]) - 1, "bytes": size}
         todo = [w for item in items for w in windows(item, len(tokens[item]), self.window, self.stride)]
-        with inference(specimen.model):
-            for batch in batches(todo):
-                for window, nll in zip(batch, negative_log_likelihood(specimen.model, batch, tokens), strict=True):
-                    rows[window.item]["nll"] += nll
+        for window, nll in scored(specimen.model, todo, tokens):
+            rows[window.item]["nll"] += nll
         for row in rows.values():
             row["outcome"] = "scored" if math.isfinite(row["nll"]) else "not finite"
             row["nll"] = row["nll"] if math.isfinite(row["nll"]) else None

@@ -14,40 +14,28 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lesion.trial import Measure, Reading, Row, Specimen
+from lesion.trial import MeasureOfTexts, Row, Specimen
 
 PICTURE = "picture"  # the group of prompts about the packaged drawing, whose content units are known
 
 
-class Prose(Measure):
+class Prose(MeasureOfTexts):
     """Numbers of each stored text, and of nothing else."""
 
     on_bench: ClassVar[bool] = False
     chunk = 256
 
-    of: Reading = Field(description="the texts: a generation")
     shuffles: int = Field(default=20, ge=2, description="shuffles of the words that a graph is compared with")
     seed: int = Field(default=0, ge=0, description="of the shuffles")
     encoder: Literal["none", "minilm"] = Field(
         default="none", description="minilm: also the similarity of consecutive sentences (fetches 80 MB once)"
     )
 
-    def _written(self, specimen: Specimen) -> list[Row]:
-        assert specimen.recall is not None, "the walk recalls what is quoted"
-        return specimen.recall(self.of)
-
-    def items(self, specimen: Specimen) -> list[str]:
-        return [row["item"] for row in self._written(specimen)]
-
-    def size(self) -> tuple[int, int] | None:
-        found = self.of.measure.size()
-        return (found[0], 0) if found else None
-
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
         from lesion.prose import describe, truncate_loop, words
         from lesion.speech import graph
 
-        started, written, rows = time.perf_counter(), {row["item"]: row for row in self._written(specimen)}, []
+        started, written, rows = time.perf_counter(), self.written(specimen), []
         for item in items:
             source = written[item]
             text = source["text"]

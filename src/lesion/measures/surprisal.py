@@ -12,34 +12,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
-
-from lesion.likelihood import Window, batches, negative_log_likelihood
-from lesion.trial import Measure, Reading, Row, Specimen
+from lesion.likelihood import Window, scored
+from lesion.trial import MeasureOfTexts, Row, Specimen
 
 
-class Surprisal(Measure):
-    """Negative log-likelihood of stored generations, given their prompts, under the model on the bench."""
-
-    of: Reading = Field(description="the generations; this model reads them with its own tokenizer")
-
-    def items(self, specimen: Specimen) -> list[str]:
-        return [row["item"] for row in self._written(specimen)]
-
-    def size(self) -> tuple[int, int] | None:
-        return self.of.measure.size()
-
-    def _written(self, specimen: Specimen) -> list[Row]:
-        assert specimen.recall is not None, "the walk recalls what is quoted"
-        return specimen.recall(self.of)
+class Surprisal(MeasureOfTexts):
+    """Negative log-likelihood of stored generations, given their prompts, under the model on the bench, which reads them
+    with its own tokenizer."""
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
-        from lesion.inference import inference
-
         if specimen.model.config.is_encoder_decoder:
             raise ValueError("surprisal of a text is defined for causal models, and this one is encoder-decoder")
         assert specimen.tokenizer is not None
-        written = {row["item"]: row for row in self._written(specimen)}
+        written = self.written(specimen)
         rows: dict[str, Row] = {}
         started, tokens, todo = time.perf_counter(), {}, []
         asking: Any = self.of.measure
@@ -50,11 +35,8 @@ class Surprisal(Measure):
             if after:
                 tokens[item] = before + after
                 todo.append(Window(item, 0, len(before), len(before) + len(after)))
-        with inference(specimen.model):
-            for batch in batches(todo):
-                for window, nll in zip(batch, negative_log_likelihood(specimen.model, batch, tokens), strict=True):
-                    fine = math.isfinite(nll)
-                    rows[window.item] |= {"nll": nll} if fine else {"outcome": "not finite"}
+        for window, nll in scored(specimen.model, todo, tokens):
+            rows[window.item] |= {"nll": nll} if math.isfinite(nll) else {"outcome": "not finite"}
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows.values()]
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -43,10 +43,7 @@ class Heal(Training, Step):
     sha256: str | None = Field(default=None, description="digest of the corpus; filled in when the trial is pinned")
 
     def pin(self) -> Self:
-        found = corpus_digest(self.corpus)
-        if self.sha256 not in (None, found):
-            raise ValueError(f"corpus {self.corpus!r} was to have sha256 {self.sha256} but has {found}")
-        return self if self.sha256 else self.model_copy(update={"sha256": found})
+        return self.with_digest(f"corpus {self.corpus!r}", corpus_digest(self.corpus))
 
     def touches(self, specimen: Specimen) -> list[str]:
         return [name for name, p in specimen.model.named_parameters() if p.requires_grad]
