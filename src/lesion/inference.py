@@ -152,11 +152,23 @@ def grouped_attention(
             heads // groups, 1
         )
         return out.transpose(1, 2), None
-    causal = attention_mask is None and t > 1 and getattr(module, "is_causal", True)
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling, enable_gqa=heads != groups
-    )
-    return out.transpose(1, 2), None
+    return fused_attention(module, query, key, value, attention_mask, scaling), None
+
+
+def fused_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """torch's own kernel, heads grouped: [B, T, Hq, D]. Without a mask it is causal, unless the module says otherwise."""
+    causal = mask is None and query.shape[2] > 1 and getattr(module, "is_causal", True)
+    grouped = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2)
 
 
 AttentionInterface.register("lesion", grouped_attention)

@@ -21,6 +21,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from lesion.inference import fused_attention
+
 LONGEST = 512  # tokens of a row up to which attention goes by its formula: beyond, its scores would fill the memory
 
 
@@ -76,17 +78,13 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """softmax(q·kᵀ·scaling + mask)·v for [B, H, T, D], in bfloat16 under autocast; returns [B, T, H, D]. Whatever is longer,
     of another type, or asks for more (dropout, soft caps) goes to torch's fused kernel."""
-    (b, heads, t, d), groups = query.shape, key.shape[1]
+    b, heads, t, d = query.shape
     scaling = d**-0.5 if scaling is None else scaling
     short = torch.is_autocast_enabled("cpu") and key.shape[2] == t <= LONGEST
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise ValueError("this attention is not arranged for training; the model keeps its own")
     if not short or dropout or query.device.type != "cpu":
-        causal = attention_mask is None and t > 1 and getattr(module, "is_causal", True)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=heads != groups
-        )
-        return out.transpose(1, 2), None
+        return fused_attention(module, query, key, value, attention_mask, scaling, dropout), None
     kind = torch.get_autocast_dtype("cpu")
     q, k, v = (part.to(kind).repeat_interleave(heads // part.shape[1], 1).flatten(0, 1) for part in (query, key, value))
     if attention_mask is None:
