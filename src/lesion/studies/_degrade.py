@@ -150,9 +150,8 @@ def _tested(text: str, after: Array, before: Array, unit: str, purpose: str, **m
     if e.p is not None and e.p_items is not None and e.p > e.p_items:
         fields["test"] = f"{e.test} over items, raised to t over seeds × items"
     if e.p is not None and e.p_items is not None and e.p_items < ALPHA <= e.p:
-        fields["note"] = (
-            f"for these {e.seeds} draws alone p = {e.p_items:.2g}; so few cannot speak for all draws: take 5 or more"
-        )
+        advice = "; so few cannot speak for all draws: take 5 or more" if e.seeds < 5 else "; but draws differ"
+        fields["note"] = f"for these {e.seeds} draws alone p = {e.p_items:.2g}{advice}"
     return {"claim": text, "effect": e.value, "unit": unit, **fields, **more}
 
 
