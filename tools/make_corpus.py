@@ -1,7 +1,7 @@
-"""Makes src/lesion/data/corpora/austen.txt from the Debian package r-cran-janeaustenr 1.0.0-1.
+"""Makes src/lesion/data/corpora/austen.txt and novels.txt.xz from the Debian package r-cran-janeaustenr 1.0.0-1.
 
     apt-get download r-cran-janeaustenr=1.0.0-1
-    python tools/make_corpus.py r-cran-janeaustenr_1.0.0-1_all.deb src/lesion/data/corpora/austen.txt
+    python tools/make_corpus.py r-cran-janeaustenr_1.0.0-1_all.deb src/lesion/data/corpora
 
 The package holds six novels as R character vectors, one string a printed line, in a lazy-load database: an index
 (Rdata.rdx) from names to places in a file of compressed entries (Rdata.rdb), both in R's XDR serialisation (R core
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import lzma
 import re
 import struct
 import tarfile
@@ -22,7 +23,12 @@ from typing import Any
 
 PACKAGE_SHA256 = "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
 FOLDER = "./usr/lib/R/site-library/janeaustenr/data/"
-NOVEL = "persuasion"
+CORPORA = {  # what is read, and what may be trained on beside it
+    "austen.txt": ("persuasion",),
+    "novels.txt.xz": ("sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey"),
+}
+HEADING = r"(?i:chapter) ([0-9]+|[IVXLC]+)"
+ENDS = ("Finis", "FINIS", "THE END", "A NOTE ON THE TEXT")
 
 
 def members(deb: bytes) -> dict[str, bytes]:
@@ -113,35 +119,48 @@ def lines_of(index: bytes, database: bytes, name: str) -> list[str]:
 def documents(lines: list[str]) -> list[str]:
     """Chapters, each its heading and its paragraphs with an empty line between, one line a paragraph.
 
-    Title page and the closing "Finis" go. Line breaks inside a paragraph and double spaces are typesetting, which no
-    model should be charged for, so they become one space, or nothing after a dash ("the past--" "how natural").
+    Title pages, headings of volumes, the closing "Finis" and whatever a publisher added behind it go. Line breaks inside a
+    paragraph and double spaces are typesetting, which no model should be charged for, so they become one space, or
+    nothing after a dash ("the past--" "how natural").
     """
     blocks = re.split(r"\n(?:[ \t]*\n)+", "\n".join(lines).strip("\n"))
     paragraphs = [re.sub(r"\s+", " ", re.sub(r"--\n", "--", block)).strip() for block in blocks]
     chapters: list[list[str]] = []
+    number, ended = 0, False
     for paragraph in paragraphs:
-        if re.fullmatch(r"Chapter \d+", paragraph):
-            if paragraph != f"Chapter {len(chapters) + 1}":
-                raise ValueError(f"expected Chapter {len(chapters) + 1}, got {paragraph}")
+        if found := re.fullmatch(HEADING, paragraph):
+            known = number, (number := int(found[1]) if found[1].isdigit() else roman(found[1]))
+            if number not in (known[0] + 1, 1):  # a volume may count anew
+                raise ValueError(f"expected Chapter {known[0] + 1}, got {paragraph}")
             chapters.append([])
-        if chapters and paragraph != "Finis":
+        ended = ended or paragraph in ENDS
+        if chapters and not ended and not re.fullmatch("VOLUME [IVX]+", paragraph):
             chapters[-1].append(paragraph)
     return ["\n\n".join(chapter) for chapter in chapters]
+
+
+def roman(numeral: str) -> int:
+    values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}[letter] for letter in numeral]
+    return sum(-v if v < after else v for v, after in zip(values, [*values[1:], 0], strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="r-cran-janeaustenr_1.0.0-1_all.deb")
-    parser.add_argument("output", type=Path, help="where to write the corpus")
+    parser.add_argument("output", type=Path, help="folder to write the corpora into")
     given = parser.parse_args()
     deb = given.package.read_bytes()
     if (digest := hashlib.sha256(deb).hexdigest()) != PACKAGE_SHA256:
         raise SystemExit(f"{given.package}: expected sha256 {PACKAGE_SHA256}, got {digest}")
     files = members(deb)
-    chapters = documents(lines_of(files[FOLDER + "Rdata.rdx"], files[FOLDER + "Rdata.rdb"], NOVEL))
-    data = ("\n\f\n".join(chapters) + "\n").encode("utf-8")
-    given.output.write_bytes(data)
-    print(f"{given.output}: {len(chapters)} chapters, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}")
+    for name, novels in CORPORA.items():
+        read = (documents(lines_of(files[FOLDER + "Rdata.rdx"], files[FOLDER + "Rdata.rdb"], n)) for n in novels)
+        chapters = [chapter for novel in read for chapter in novel]
+        data = ("\n\f\n".join(chapters) + "\n").encode("utf-8")
+        told = f"{len(chapters)} chapters, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
+        path = given.output / name
+        path.write_bytes(lzma.compress(data, preset=9) if path.suffix == ".xz" else data)
+        print(f"{path}: {told}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lesion.experts import Experts
 from lesion.sinks import attend, rotate
 
+SCORES = 2**25  # pairs of query and key that are scored at a time while nothing is learned
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 SIZES: dict[str, dict[str, int]] = {
     name: dict(zip(_SHAPE, shape, strict=True))
@@ -33,6 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
         "6m": (256, 6, 8, 4, 704),
         "30m": (512, 8, 8, 4, 1408),
         "125m": (768, 12, 12, 4, 2048),
+        "250m": (1024, 16, 16, 8, 2816),
         "350m": (1024, 24, 16, 8, 2816),
         "1b": (2048, 20, 16, 8, 5504),
     }.items()
@@ -43,7 +45,7 @@ SIZES: dict[str, dict[str, int]] = {
 class DecoderConfig(PreTrainedConfig):
     """Shape of a decoder. Unknown options and impossible shapes are refused (ValueError).
 
-    sinks          "none"; "logit"; "window": a rolling window alone; "cache" and "tokens": a window beside the first
+    sinks          "none"; "logit", also with a window; "window": a rolling window alone; "cache" and "tokens": beside the first
                    `sink_tokens` tokens (of "tokens" the training data must begin with as many of a kind of their own)
     experts        0: a dense mlp; else as many, of which each token goes through `experts_per_token`
     """
@@ -97,7 +99,8 @@ class DecoderConfig(PreTrainedConfig):
         if self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {self.head_dim}")
         windowed = self.sinks in ("window", "cache", "tokens")
-        if windowed != (self.window is not None) or (self.window is not None and self.window < 1):
+        allowed = windowed or self.sinks == "logit"
+        if (windowed and self.window is None) or (self.window is not None and (not allowed or self.window < 1)):
             raise ValueError(f"sinks={self.sinks!r} {'needs' if windowed else 'has no'} window; got {self.window}")
         if self.sinks in ("cache", "tokens") and self.sink_tokens < 1:
             raise ValueError(f"sinks={self.sinks!r} needs one sink token or more, not {self.sink_tokens}")
@@ -169,19 +172,31 @@ class Attention(nn.Module):
         else:
             if past is not None:
                 k, v = past.update(k, v, self.layer_idx)
+            out = self._attend(q, k, v, where, mask, past)
+        return self.o_proj(out.reshape(b, t, -1))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Where, mask: Any, past: Any) -> Any:
+        """A long text is read in parts where nothing is learned from it: scores of all pairs would fill the memory."""
+        config, (b, heads, t, _), s = self.config, q.shape, k.shape[2]
+        seen, key_at = where.seen(mask, s, past), where.of_keys(past, s)
+        rows = t if torch.is_grad_enabled() else max(1, SCORES // (b * heads * s))
+        parts = []
+        for i in range(0, t, rows):
+            part = slice(i, i + rows)
             out, _ = attend(
-                q,
+                q[:, :, part],
                 k,
                 v,
-                at_BT=where.at,
-                key_at_BS=where.of_keys(past, k.shape[2]),
-                seen=where.seen(mask, k.shape[2], past),
+                at_BT=where.at[:, part],
+                key_at_BS=key_at,
+                seen=seen if seen is None or seen.shape[2] == 1 else seen[:, :, part],
                 frequencies=where.frequencies,
-                window=self.config.window,
-                sinks=self.config.sink_tokens if self.config.sinks in ("cache", "tokens") else 0,
+                window=config.window,
+                sinks=config.sink_tokens if config.sinks in ("cache", "tokens") else 0,
                 sink_logit=self.sink_logit,
             )
-        return self.o_proj(out.reshape(b, t, -1))
+            parts.append(out)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class MLP(nn.Module):

@@ -34,6 +34,7 @@ from lesion.products import fast_products
 from lesion.trial import Unfinished
 
 KEPT = 2  # checkpoints that stay
+CURVE = 40  # points of the loss that the ledger keeps
 RECENT = 50  # losses among which a spike stands out
 Tell = Callable[..., None]
 
@@ -62,6 +63,10 @@ class Training(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16: autocast over float32 weights"
     )
+    recompute: bool = Field(
+        default=False,
+        description="compute each layer's activations again in the backward pass: slower, much less memory",
+    )
     spike: float = Field(
         default=0.0, ge=0, description="stop where the loss is so many nats above the recent median; 0: never"
     )
@@ -86,7 +91,7 @@ def learning_rate(how: Training, step: int) -> float:
 
 
 def fit(
-    model: nn.Module,
+    model: Any,
     data: Packed,
     how: Training,
     *,
@@ -107,6 +112,8 @@ def fit(
     first = _resume(folder, model, made, _run_key(how, data, start))
     losses = deque(_losses(folder), maxlen=RECENT)
     training, began = model.training, time.perf_counter()
+    if how.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
     model.train()
     with fast_products(model), _signals() as asked, (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
@@ -127,12 +134,27 @@ def fit(
             if step + 1 < how.steps and asked.is_set():
                 raise Unfinished(f"saved after step {step + 1} of {how.steps}")
     model.train(training)
+    if how.recompute:
+        model.gradient_checkpointing_disable()
     for name, p in model.named_parameters():
         p.data = p.data.to(types[name])
     moved = [(p.detach() != start[n].to(p.dtype)).float().mean().item() * p.numel() for n, p in _trained(model, start)]
     size = sum(w.numel() for w in start.values())
     facts = {"steps": how.steps, "loss": last["loss"], "trained": size, "moved": sum(moved) / size}
+    facts["curve"] = _curve(folder, how.steps)
     return {**facts, "rows": how.steps * how.batch, **({"held_out": last["held_out"]} if "held_out" in last else {})}
+
+
+def _curve(folder: Path, steps: int) -> list[dict[str, float]]:
+    """The run in at most CURVE points: the last step of each, the mean loss over it, the held-out loss where there is one."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    size, points = -(-steps // CURVE), []
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        point = {"step": some[-1]["step"], "loss": math.fsum(row["loss"] for row in some) / len(some)}
+        held = [row["held_out"] for row in some if "held_out" in row]
+        points.append({**point, **({"held_out": held[-1]} if held else {})})
+    return points
 
 
 def _step(
@@ -201,7 +223,7 @@ def _run_key(how: Training, data: Packed, start: dict[str, torch.Tensor]) -> str
 
     parts = [
         how.model_dump_json(),
-        f"{data.length} {data.documents} {data.seed}",
+        f"{data.length} {data.documents} {data.seed} {data.begin}",
         hashlib.sha256(data.stream.tobytes() + data.number.tobytes()).hexdigest(),
     ]
     return hashlib.sha256(

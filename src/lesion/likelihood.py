@@ -25,9 +25,9 @@ class Window:
     end: int
 
 
-def windows(item: str, length: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows over one document: every token but the first is scored exactly once, with the longest history there is."""
-    done = 1
+def windows(item: str, length: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
+    """Windows over one document: every token from `first` on is scored exactly once, with the longest history there is."""
+    done = first
     for start in range(0, max(length, 1), stride):
         end = min(start + window, length)
         if end > done:

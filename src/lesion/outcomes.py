@@ -73,6 +73,16 @@ def of_perplexity() -> list[Outcome]:
     ]
 
 
+def of_extrapolation() -> list[Outcome]:
+    """Of `measures/extrapolation.py`: perplexity at the end of a context."""
+    nll = _each("nll", "tokens")
+    return [
+        Outcome(
+            "perplexity", "at the end of the context", "lower", "text", "extrapolation", nll, _field("tokens"), exp=True
+        )
+    ]
+
+
 def of_displacement() -> list[Outcome]:
     """Of `measures/displacement.py`: distances from the healthy model, on healthy text."""
 

@@ -2,7 +2,7 @@
 
 Row i of the training order is a pure function of (seed, i): the rows of each epoch in a random order of their own (numpy's
 Philox keyed by sha256). With `documents="apart"` a token sees and counts only its own document: positions begin anew and
-attention ends at the boundary.
+attention ends at the boundary. Where a model has learned sink tokens, every row begins with them (`begin`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from lesion.loss import IGNORE
 from lesion.stats import generator
 
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]  # half of what torch wants: a corpus may have hundreds of millions
 Documents = Literal["apart", "joined"]
 
 
@@ -32,10 +32,16 @@ class Packed:
     length: int
     documents: Documents
     seed: int
+    begin: tuple[int, ...] = ()
+
+    @property
+    def own(self) -> int:
+        """Tokens of the stream that a row reads."""
+        return self.length - len(self.begin)
 
     def __len__(self) -> int:
         """Rows of an epoch; what is left over is shorter than a row and comes in no epoch."""
-        return (len(self.stream) - 1) // self.length
+        return (len(self.stream) - 1) // self.own
 
     def row(self, i: int) -> int:
         """Which row the i-th of the training order is."""
@@ -44,9 +50,14 @@ class Packed:
 
     def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Inputs, targets, mask (None where causal order is all) and positions of rows first … first + count − 1."""
-        starts = [self.row(i) * self.length for i in range(first, first + count)]
-        index = np.array(starts)[:, None] + np.arange(self.length)
-        ids, targets = torch.from_numpy(self.stream[index]), torch.from_numpy(self.stream[index + 1])
+        starts = [self.row(i) * self.own for i in range(first, first + count)]
+        index = np.array(starts)[:, None] + np.arange(self.own)
+        ids, targets = (torch.from_numpy(self.stream[i].astype(np.int64)) for i in (index, index + 1))
+        if self.begin:
+            start = torch.tensor(self.begin).expand(count, -1)
+            ids, unscored = torch.cat((start, ids), 1), torch.full_like(start, IGNORE)
+            unscored[:, -1] = torch.from_numpy(self.stream[index[:, 0]].astype(np.int64))
+            targets = torch.cat((unscored, targets), 1)
         if self.documents == "joined":
             return ids, targets, None, torch.arange(self.length).expand(count, -1)
         of, following = torch.from_numpy(self.number[index]), torch.from_numpy(self.number[index + 1])
@@ -59,15 +70,28 @@ class Packed:
         return ids, targets, mask, at
 
 
-def pack(documents: Sequence[Sequence[int]], end: int, length: int, seed: int, kept: Documents = "apart") -> Packed:
-    """Raises ValueError where all documents together make no row."""
-    stream = [token for document in documents for token in (*document, end)]
-    number = np.repeat(np.arange(len(documents)), [len(document) + 1 for document in documents])
-    if len(stream) <= length:
-        raise ValueError(f"{len(stream)} tokens of text make no row of {length}, which needs one more than that")
-    return Packed(np.array(stream, np.int64), number.astype(np.int64), length, kept, seed)
+def pack(
+    documents: Sequence[Sequence[int]],
+    end: int,
+    length: int,
+    seed: int,
+    kept: Documents = "apart",
+    begin: tuple[int, ...] = (),
+) -> Packed:
+    """Raises ValueError where all documents together make no row, and where rows that begin with sinks keep documents apart:
+    a document that a row begins within would have none."""
+    if begin and kept == "apart":
+        raise ValueError("rows that begin with sink tokens need documents='joined'")
+    if length <= len(begin):
+        raise ValueError(f"a row of {length} tokens has no room beside {len(begin)} sink tokens")
+    stream = np.concatenate([np.array((*document, end), np.int32) for document in documents] or [np.zeros(0, np.int32)])
+    number = np.repeat(np.arange(len(documents), dtype=np.int32), [len(document) + 1 for document in documents])
+    made = Packed(stream, number, length, kept, seed, begin)
+    if not len(made):
+        raise ValueError(f"{len(stream)} tokens of text make no row of {made.own}, which needs one more than that")
+    return made
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, rows: int) -> Ids:
+def _order(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
     return generator("order of rows", seed, epoch).permutation(rows)

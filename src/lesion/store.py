@@ -255,9 +255,13 @@ class Store:
             )
             (aside / "trial.json").write_text(json.dumps(specimen.trial.to_json(), indent=1), encoding="utf-8")
             (aside / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
-            for path in aside.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+            if _tokenizer_of(specimen.ledger):
+                assert specimen.tokenizer is not None
+                specimen.tokenizer.save_pretrained(aside / "tokenizer")
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
             log.sync_folder(aside)
             if target.exists():
                 shutil.rmtree(aside)  # another process kept the same state first
@@ -285,8 +289,10 @@ class Store:
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
+        from transformers import AutoTokenizer
 
         from lesion.digest import combined, digests, named_tensors
+        from lesion.vocabularies import tokenizer_digest
 
         folder = self.root / "states" / state
         try:
@@ -305,6 +311,15 @@ class Store:
                 if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
                     raise ValueError(f"the kept state {folder} has {name} as {saved[name].shape}, not {tensor.shape}")
                 tensor.copy_(saved[name])
+        if (known := _tokenizer_of(ledger)) is not None:
+            specimen.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            if tokenizer_digest(specimen.tokenizer) != known:
+                raise ValueError(f"the tokenizer of the kept state {folder} is not the one its ledger describes")
         specimen.digests, specimen.ledger = digests(specimen.model), ledger
         if combined(specimen.digests) != ledger[-1]["after"]:
             raise ValueError(f"the kept state {folder} is not the one its ledger describes: its digest differs")
+
+
+def _tokenizer_of(ledger: list[Record]) -> str | None:
+    """Digest of the tokenizer that a step has made, or None where it is the subject's own."""
+    return next((entry["tokenizer"] for entry in reversed(ledger) if "tokenizer" in entry), None)

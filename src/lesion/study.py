@@ -19,6 +19,7 @@ from lesion.trial import Reading
 if TYPE_CHECKING:
     import polars as pl
 
+    from lesion.report.figures import Drawing
     from lesion.store import Store
 
 
@@ -37,6 +38,8 @@ class Answer:
     heat: pl.DataFrame | None = None
     extra: dict[str, pl.DataFrame] = field(default_factory=dict)  # title → a further table
     files: dict[str, bytes] = field(default_factory=dict)  # path below the study's folder → content
+    drawings: list[Drawing] = field(default_factory=list)  # further figures
+    words: tuple[str, str] = ("damage to", "dose")  # what the columns `site` and `dose` of the frames are called
 
 
 class Study(Spec):
@@ -104,6 +107,8 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
         claims=answer.claims,
         heat=answer.heat,
         extra=answer.extra,
+        further=answer.drawings,
+        words=answer.words,
     )
     return answer, page
 

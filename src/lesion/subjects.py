@@ -1,6 +1,7 @@
 """Subjects: what can lie on the bench.
 
     SmolLM2()                             SmolLM2-135M-Instruct, from a pinned package; no hub needed
+    Tiny()                                a small model trained here, once, on public-domain text
     Hub(id="EleutherAI/pythia-70m")       a model hub's repository at a pinned commit
     Directory(path="runs/mine")           a transformers directory, known by the digest of its files
     Scratch(architecture="tiny-llama")    any transformers configuration with random weights from a seed
@@ -258,14 +259,41 @@ class Scratch(Subject):
         return Specimen(model=model.to(device).eval(), tokenizer=tokenizer, trial=Trial(subject=self))
 
 
+class Tiny(Subject):
+    """A decoder of 4 layers and 3.4 million parameters, trained on five novels of Jane Austen the first time it is asked for
+    (about three minutes on two cores) and kept. See `lesion.tiny`."""
+
+    sha256: str | None = Field(default=None, description="digest of its files here; filled in when the trial is pinned")
+
+    def pin(self) -> Self:
+        from lesion.tiny import folder
+
+        return self.with_digest("tiny", folder_digest(folder()))
+
+    def outline(self) -> PreTrainedModel:
+        from lesion.tiny import recipe
+
+        return recipe().subject.outline()
+
+    def load(self, device: str = "cpu") -> Specimen:
+        from lesion.tiny import folder
+
+        with packaged.blaming(folder()):
+            return load_folder(folder(), self.pin(), device, "float32")
+
+
 def parse(text: str, dtype: str = "auto") -> Subject:
-    """A subject as it is written on a command line: smollm2, tiny-llama, org/name, org/name@revision, ./folder.
+    """A subject as it is written on a command line: smollm2, tiny, tiny-llama, org/name, org/name@revision, ./folder.
 
     A folder that is there is meant before a repository of its name, which can be written hub:org/name.
     """
     chosen: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
     if text == SmolLM2.name:
         return SmolLM2(**chosen)
+    if text == Tiny.name:
+        if chosen:
+            raise ValueError("tiny is held in float32; it has no other dtype")
+        return Tiny()
     if text in packaged.TINY:
         return Scratch(architecture=text, **chosen)
     if text.startswith((".", "/", "~")) or os.path.isdir(text):  # noqa: PTH112  Path's raises for some names
@@ -273,7 +301,7 @@ def parse(text: str, dtype: str = "auto") -> Subject:
     if (match := re.fullmatch(rf"(hub:)?({REPOSITORY})(?:@(\S+))?", text)) and (match[1] or "/" in match[2]):
         return Hub(id=match[2], revision=match[3] or "main", **chosen)
     raise ValueError(
-        f"no subject {text!r}; there are: smollm2, {', '.join(packaged.TINY)}, a folder (./path), "
+        f"no subject {text!r}; there are: smollm2, tiny, {', '.join(packaged.TINY)}, a folder (./path), "
         "or a hub repository (org/name, org/name@revision)"
     )
 

@@ -1,6 +1,6 @@
 """Corpora: what a model reads or is trained on, as documents with stable ids, pinned by the hash of their file.
 
-A corpus is a packaged name ("austen") or the path of a file of one's own:
+A corpus is a packaged name ("austen" is Persuasion, "novels" the other five novels) or the path of a file of one's own:
 
     .txt     documents stand between lines that hold only a form feed (U+000C); without such a line the file is one
     .jsonl   {"text": …} a line, with an optional "id"; other keys are left alone
@@ -38,12 +38,12 @@ class Shelf:
 
     kind: str  # "corpus": the word for one of them in messages
     folder: Path
-    pins: Mapping[str, str]  # file name → sha256
+    pins: Mapping[str, str]  # file name → sha256 of the content, unpacked where the file is .xz
     suffixes: tuple[str, ...]  # of a user's file
 
     def names(self) -> list[str]:
         """Packaged names."""
-        return sorted(Path(file).stem for file in self.pins)
+        return sorted(map(_name, self.pins))
 
     def fetch(self, name: str) -> tuple[Path, bytes]:
         """Path and content of a packaged name or of a user's file.
@@ -51,9 +51,11 @@ class Shelf:
         Raises ValueError where there is no such thing, or where a packaged file is not the one that was pinned.
         """
         for file, pin in self.pins.items():
-            if name == Path(file).stem:
+            if name == _name(file):
                 path = self.folder / file
                 data = path.read_bytes()
+                if path.suffix == ".xz":
+                    path, data = path.with_suffix(""), _unpacked(path, data)
                 if (found := hashlib.sha256(data).hexdigest()) != pin:
                     raise ValueError(f"packaged {self.kind} {name!r} is damaged: {path} has sha256 {found}, not {pin}")
                 return path, data
@@ -71,13 +73,29 @@ class Shelf:
         return hashlib.sha256(self.fetch(name)[1]).hexdigest()
 
 
+def _name(file: str) -> str:
+    return file.split(".")[0]
+
+
+def _unpacked(path: Path, data: bytes) -> bytes:
+    import lzma
+
+    try:
+        return lzma.decompress(data)
+    except lzma.LZMAError as error:
+        raise ValueError(f"packaged {path} is damaged: {error}") from None
+
+
 SHELF = Shelf(
     kind="corpus",
     folder=DATA / "corpora",
-    pins={"austen.txt": "f5294e6a207dcea14872b68a5841e9eb6eda890e224e51e799cd0c16fd5131ee"},
+    pins={
+        "austen.txt": "f5294e6a207dcea14872b68a5841e9eb6eda890e224e51e799cd0c16fd5131ee",
+        "novels.txt.xz": "7bb9e2455eae1cb32fc0a69f003c11193696b68bb17323a6c0f739dd0f9546ce",
+    },
     suffixes=(".txt", ".jsonl", ".csv"),
 )
-PARTS = {"austen": "chapter-{:02d}"}  # what a document of a packaged corpus is
+PARTS = {"austen": "chapter-{:02d}", "novels": "chapter-{:03d}"}  # what a document of a packaged corpus is
 
 
 def corpora() -> list[str]:

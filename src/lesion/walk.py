@@ -21,6 +21,7 @@ from lesion.digest import aliases, combined, digests, memory, named_tensors, ten
 from lesion.store import Seal, Store
 from lesion.threads import each
 from lesion.trial import Measure, Reading, Row, Specimen, Step, Trial, describe, state_key
+from lesion.vocabularies import tokenizer_digest
 
 Tell = Callable[..., None]  # told of what happens: tell("read", node=…, measure=…, done=…, items=…)
 
@@ -147,8 +148,12 @@ class Bench:
 
     def apply(self, step: Step, names: list[str] | None = None) -> None:
         """Applies a step for good and enters it into the ledger."""
-        specimen, before = self.specimen, self.specimen.digests
+        specimen, before, tokenizer = self.specimen, self.specimen.digests, self.specimen.tokenizer
+        config = dict(vars(specimen.model.config))
         facts = step.apply(specimen)
+        options = {k: v for k, v in vars(specimen.model.config).items() if k not in config or config[k] != v}
+        new: dict[str, Any] = {"configuration": options} if options else {}
+        new |= {} if specimen.tokenizer is tokenizer else {"tokenizer": tokenizer_digest(specimen.tokenizer)}
         after = {**before, **digests(specimen.model, names)} if names is not None else digests(specimen.model)
         changed = [name for name in after if before.get(name) != after[name]]
         specimen.digests = after
@@ -161,6 +166,7 @@ class Bench:
                 "after": combined(after),
                 "changed": changed,
                 "facts": facts,
+                **new,
             },
         ]
 
@@ -169,6 +175,7 @@ class Bench:
         """Applies an in-place step for the length of a `with` block, and undoes it whatever happens inside."""
         specimen = self.specimen
         before = specimen.digests, specimen.trial, specimen.ledger
+        tokenizer, config = specimen.tokenizer, dict(vars(specimen.model.config))
         tensors = dict(named_tensors(specimen.model))
         names = list(dict.fromkeys(step.touches(specimen)))
         if unknown := [name for name in names if name not in tensors]:
@@ -189,6 +196,9 @@ class Bench:
             self._depth -= 1
             restored = undo.restore(touched)
             specimen.digests, specimen.trial, specimen.ledger = before
+            specimen.tokenizer = tokenizer
+            vars(specimen.model.config).clear()
+            vars(specimen.model.config).update(config)
             if not ruined:
                 self.verify(f"undoing {describe(step)}", state_key(specimen.trial.key, step), restored)
 

@@ -344,7 +344,7 @@ WRONG = {
     "--site attention mpl": r"no site 'mpl'",
     "--method zap": r"--method should be 'mult-gauss', .* or 'quant-channel', not 'zap'",
     "--method ablate-heads": r"needs a site within attention",
-    "--subject nope": r"no subject 'nope'; there are: smollm2, tiny-llama, ",
+    "--subject nope": r"no subject 'nope'; there are: smollm2, tiny, tiny-llama, ",
     "--subject ./nope": r"no folder nope",
     "--battery nope": r"no battery 'nope'; packaged: dreams, iq, picture, picture-told, small",
     "--battery nope.jsonl": r"no file 'nope.jsonl' for a battery; packaged: dreams, iq, picture, picture-told, small",

@@ -786,7 +786,9 @@ def test_parse_passes_the_dtype_on():
 )
 def test_parse_answers_with_what_exists(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"there are: smollm2, tiny-llama, .*a folder \(./path\), or a hub repository"):
+    with pytest.raises(
+        ValueError, match=r"there are: smollm2, tiny, tiny-llama, .*a folder \(./path\), or a hub repository"
+    ):
         parse(text)
 
 

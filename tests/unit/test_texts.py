@@ -33,7 +33,7 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
 
 def test_the_packaged_novel_is_whole() -> None:
     documents = corpus("austen")
-    assert corpora() == ["austen"]
+    assert corpora() == ["austen", "novels"]
     assert [d.id for d in documents] == [f"austen/chapter-{n:02d}" for n in range(1, 25)]
     for number, document in enumerate(documents, 1):
         heading, _, prose = document.text.partition("\n\n")
@@ -68,7 +68,9 @@ def test_a_packaged_file_that_changed_is_refused_by_name(tmp_path: Path, monkeyp
     "name", ["austin", "", "AUSTEN", "corpus.pdf", "austen.parquet", "missing.txt", "missing.JSONL"]
 )
 def test_an_unknown_corpus_says_what_there_is(name: str) -> None:
-    with pytest.raises(ValueError, match=r"packaged: austen; or give the path of a \.txt, \.jsonl or \.csv file"):
+    with pytest.raises(
+        ValueError, match=r"packaged: austen, novels; or give the path of a \.txt, \.jsonl or \.csv file"
+    ):
         corpus(name)
 
 

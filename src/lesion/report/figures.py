@@ -54,8 +54,9 @@ class Drawing:
     group: str | None = None
 
 
-def draw(curves: pl.DataFrame, taken: Sequence[str] = ()) -> list[Drawing]:
-    """A figure for each measure, in the order of the rows. For the columns see `page.build`; `taken` are file names."""
+def draw(curves: pl.DataFrame, taken: Sequence[str] = (), dose: str = "dose") -> list[Drawing]:
+    """A figure for each measure, in the order of the rows. For the columns see `page.build`; `taken` are file names, `dose` is
+    what the horizontal axis is called."""
     from matplotlib import style
 
     drawings: list[Drawing] = []
@@ -66,7 +67,7 @@ def draw(curves: pl.DataFrame, taken: Sequence[str] = ()) -> list[Drawing]:
         for rows in measures:
             name = unused(slug(rows["measure"][0]) or "measure", [*taken, *(d.name for d in drawings)])
             group = rows["group"][0] if "group" in rows.columns else None
-            figure = panel(rows, lines, strip)
+            figure = panel(rows, lines, strip, dose)
             drawings.append(Drawing(name, rows["measure"][0], caption(rows), *saved(figure), group))
     return drawings
 
@@ -79,7 +80,7 @@ def saved(figure: Figure) -> tuple[bytes, bytes]:
     return svg.getvalue().replace(b"'DejaVu Sans'", b"'DejaVu Sans', Verdana, sans-serif"), png.getvalue()
 
 
-def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
+def panel(rows: pl.DataFrame, lines: int, strip: bool, dose: str = "dose") -> Figure:
     """The figure of one measure: what is measured, a legend of `lines` lines, a strip for missing values, the plot.
 
     The figures of a report share their layout, so that their plots stand level side by side.
@@ -108,7 +109,7 @@ def panel(rows: pl.DataFrame, lines: int, strip: bool) -> Figure:
         figure.text((x + KEY) / WIDTH, y, label, va="center_baseline", color=INK, gid=f"legend-{i}", size=9)
 
     axes = figure.add_axes((LEFT / WIDTH, FOOT / height, 1 - (LEFT + RIGHT) / WIDTH, PLOT / height))
-    _ruled(axes, places, known, is_log(values))
+    _ruled(axes, places, known, is_log(values), dose)
     if base is not None:
         axes.axhline(base, zorder=1, gid="baseline", **UNDAMAGED)
     for i, site in enumerate(sites):
@@ -174,7 +175,7 @@ def _style(i: int) -> dict[str, Any]:
     }
 
 
-def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool) -> None:
+def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool, called: str) -> None:
     """Limits, ticks and rules: as few as can be read."""
     at = list(places.values())
     pad = 0.03 * (at[-1] - at[0] or 1.0)
@@ -185,7 +186,7 @@ def _ruled(axes: Axes, places: dict[float, float], known: list[float], log: bool
         if not ticks or place - max(ticks) > 0.07 * (at[-1] - at[0]):
             ticks[place] = "none" if aside and dose == 0 else short(dose)
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xlabel("dose", color=MUTED, size=9, labelpad=2)
+    axes.set_xlabel(called, color=MUTED, size=9, labelpad=2)
     low, high = limits(known, log)
     axes.set_yscale("log" if log else "linear")
     axes.set_ylim(low, high)

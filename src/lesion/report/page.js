@@ -185,7 +185,8 @@ function complain(error) {
 function furnish() {
   data.sites.forEach((site, i) => at("sites").append(radio("site", i, make("span", "", visible(site)))));
   data.seeds.forEach((seed, i) => at("seeds").append(radio("seed", i, make("span", "", String(seed)))));
-  const views = [["one", intact ? "one dose beside undamaged" : "one dose"], ["all", "all doses"]];
+  const word = document.querySelector("label[for=slider]").textContent.toLowerCase();
+  const views = [["one", intact ? `one ${word} beside undamaged` : `one ${word}`], ["all", `all ${intact ? `${word}s` : "of them"}`]];
   for (const [view, name] of views) at("views").append(radio("view", view, make("span", "", name)));
   at("views").hidden = damaged.length < 2;
   at("slider").max = damaged.length - 1;

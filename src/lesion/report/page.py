@@ -14,6 +14,7 @@ import base64
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def build(
     claims: pl.DataFrame | None = None,
     heat: pl.DataFrame | None = None,
     extra: dict[str, pl.DataFrame] | None = None,
+    further: Sequence[figures.Drawing] = (),
+    words: tuple[str, str] = ("damage to", "dose"),
 ) -> Path:
     """Writes a report into `folder` and returns the path of its page. The same input gives the same bytes.
 
@@ -72,6 +75,8 @@ def build(
                   "contradicted" | "inconclusive" | "not tested"), note: the effect is signed, zero is none
     heat          row, column, value (signed standardised effect, null: none), label (text in the cell), note
     extra         title → any further frame, shown folded below the summary
+    further       figures that are drawn already, shown after those of `curves`
+    words         what `site` and `dose` are called on the page
 
     `curves` may have a column `group`: figures of the first group are shown, those of each other group are folded.
 
@@ -80,7 +85,8 @@ def build(
     """
     frames = _frames(summary, curves, generations, claims, heat, extra or {})
     map_ = [heated.draw(frames["heat"], "Heat map")] if "heat" in frames and len(frames["heat"]) else []
-    drawings = figures.draw(frames["curves"], taken=[drawing.name for drawing in map_])
+    drawings = figures.draw(frames["curves"], [d.name for d in (*map_, *further)], words[1])
+    drawings += further
     made: dict[str, bytes] = {}
     for name, frame in frames.items():
         made |= {f"tables/{name}.csv": tables.to_csv(frame), f"tables/{name}.json": tables.to_json(frame)}
@@ -103,6 +109,7 @@ def build(
         bench=record.bench(environments),
         notes=notes,
         files=sorted(made),
+        words=words,
     )
     made["report.html"] = page.encode()
     for name, content in made.items():

@@ -16,10 +16,9 @@ import numpy as np
 import polars as pl
 from scipy import stats as scipy_stats
 
+from lesion.claiming import decided, tested, the_same, untested
 from lesion.outcomes import Outcome
-from lesion.report.claims import CLAIMS
-from lesion.stats import ALPHA, compare, equivalent, holm, verdict
-from lesion.sweep import Array, Sweep, pairs
+from lesion.sweep import Array, Sweep
 
 MARGIN = 0.1  # of a share: a smaller change of accuracy is called none
 LOSSES = 0.2, 0.5  # shares of predictions lost between which a failure is called abrupt or gradual
@@ -131,32 +130,7 @@ def claims(sweep: Sweep, outcomes: Sequence[Outcome], method: str, at: Matched |
             found += _harmless(sweep, outcomes)
         if at is not None:
             found += _equal_damage(sweep, outcomes, at)
-    for row, p in zip(found, holm([row.get("p") for row in found]), strict=True):
-        direction, smallest = row.pop("direction", 1), row.pop("smallest", 0.0)
-        row["p_holm"] = p
-        if "verdict" not in row:
-            row["verdict"] = verdict(
-                row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]
-            )
-    return pl.DataFrame(found, schema=CLAIMS)
-
-
-def _tested(text: str, after: Array, before: Array, unit: str, purpose: str, **more: Any) -> dict[str, Any]:
-    """A paired comparison as a claim; not tested where fewer than two items can be paired."""
-    if (count := pairs(after, before)) < 2:
-        return _untested(text, unit, f"only {count} items can be compared")
-    e = compare(after, before, purpose=purpose)
-    fields = {name: getattr(e, name) for name in ("low", "high", "items", "seeds", "test", "p", "power", "note")}
-    if e.p is not None and e.p_items is not None and e.p > e.p_items:
-        fields["test"] = f"{e.test} over items, raised to t over seeds × items"
-    if e.p is not None and e.p_items is not None and e.p_items < ALPHA <= e.p:
-        advice = "; so few cannot speak for all draws: take 5 or more" if e.seeds < 5 else "; but draws differ"
-        fields["note"] = f"for these {e.seeds} draws alone p = {e.p_items:.2g}{advice}"
-    return {"claim": text, "effect": e.value, "unit": unit, **fields, **more}
-
-
-def _untested(text: str, unit: str, why: str) -> dict[str, Any]:
-    return {"claim": text, "unit": unit, "verdict": "not tested", "note": why}
+    return decided(found)
 
 
 def _harm(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -171,7 +145,7 @@ def _harm(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             for site in sweep.sites:
                 after, before = (sweep.array(o, site, d)[0] for d in (dose, 0.0))
                 text = f"The strongest damage to {site} ({dose:g}) {what}"
-                found.append(_tested(text, after, before, unit, o.name, direction=o.worse))
+                found.append(tested(text, after, before, unit, o.name, direction=o.worse))
     return found
 
 
@@ -186,7 +160,7 @@ def _abrupt(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     for attention, mlp in pairs:
         gradual, abrupt = (_width(sweep, o, site) for site in (attention, mlp))
         text = f"{attention} fails gradually, {mlp} abruptly"
-        row = _tested(text, gradual, abrupt, "log of a ratio of doses", "abruptness", direction=1)
+        row = tested(text, gradual, abrupt, "log of a ratio of doses", "abruptness", direction=1)
         if row.get("verdict") == "not tested":
             row["note"] = "one of them does not lose half of its predictions in too many documents, at the doses tested"
         found.append(row)
@@ -249,11 +223,8 @@ def _harmless(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]
     found = []
     for site in sweep.sites:
         after, before = (sweep.array(o, site, d)[0] for d in (min(levels), 0.0))
-        e = equivalent(after, before, MARGIN)
-        said = {"equivalent": "supported", "different": "contradicted"}.get(e.verdict, "inconclusive")
-        row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": "share right", "p": e.p}
         text = f"{min(levels):g} levels in {site} change accuracy by less than {MARGIN:g}"
-        found.append({"claim": text, **row, "test": "two one-sided t tests, interval at 90 %", "verdict": said})
+        found.append(the_same(text, after, before, "share right", MARGIN))
     return found
 
 
@@ -267,9 +238,9 @@ def _equal_damage(sweep: Sweep, outcomes: Sequence[Outcome], at: Matched) -> lis
         strengths = at.strengths.get(one), at.strengths.get(other)
         text = f"At equal divergence ({at.level:.2g} nats), damage to {other} and to {one} leave different {o.name}"
         if None in strengths:
-            found.append(_untested(text, o.unit, "not reached by both"))
+            found.append(untested(text, o.unit, "not reached by both"))
             continue
         a, b = (sweep.at(o, site, s or 0.0) for site, s in zip((one, other), strengths, strict=True))
-        row = _tested(text, b, a, o.unit, o.name, smallest=MARGIN if "share" in o.unit else 0.0)
+        row = tested(text, b, a, o.unit, o.name, smallest=MARGIN if "share" in o.unit else 0.0)
         found.append({**row, "direction": 1 if row.get("effect", 0) >= 0 else -1})
     return found

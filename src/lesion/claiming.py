@@ -1,0 +1,58 @@
+"""Claims of a study as rows: a paired comparison or an equivalence each, corrected together, with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lesion.report.claims import CLAIMS
+from lesion.stats import ALPHA, compare, equivalent, holm, verdict
+from lesion.sweep import pairs
+
+Array = NDArray[np.float64]
+
+
+def tested(text: str, after: Array, before: Array, unit: str, purpose: str, **more: Any) -> dict[str, Any]:
+    """A paired comparison [seeds, items] as a claim; not tested where fewer than two items can be paired. `more` may have
+    `direction` (the sign that supports the claim) and `smallest` (an effect that would matter)."""
+    if (count := pairs(after, before)) < 2:
+        return untested(text, unit, f"only {count} items can be compared")
+    e = compare(after, before, purpose=purpose)
+    fields = {name: getattr(e, name) for name in ("low", "high", "items", "seeds", "test", "p", "power", "note")}
+    if e.p is not None and e.p_items is not None and e.p > e.p_items:
+        fields["test"] = f"{e.test} over items, raised to t over seeds × items"
+    if e.p is not None and e.p_items is not None and e.p_items < ALPHA <= e.p:
+        advice = "; so few cannot speak for all draws: take 5 or more" if e.seeds < 5 else "; but draws differ"
+        fields["note"] = f"for these {e.seeds} draws alone p = {e.p_items:.2g}{advice}"
+    return {"claim": text, "effect": e.value, "unit": unit, **fields, **more}
+
+
+def the_same(text: str, after: Array, before: Array, unit: str, margin: float) -> dict[str, Any]:
+    """An equivalence within ±margin as a claim."""
+    if (count := pairs(after, before)) < 2:
+        return untested(text, unit, f"only {count} items can be compared")
+    e = equivalent(after, before, margin)
+    said = {"equivalent": "supported", "different": "contradicted"}.get(e.verdict, "inconclusive")
+    row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit, "p": e.p}
+    return {"claim": text, **row, "test": "two one-sided t tests, interval at 90 %", "verdict": said}
+
+
+def untested(text: str, unit: str, why: str) -> dict[str, Any]:
+    return {"claim": text, "unit": unit, "verdict": "not tested", "note": why}
+
+
+def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """All claims of a study, with verdicts after Holm's correction over all of them."""
+    rows = [dict(row) for row in found]
+    for row, p in zip(rows, holm([row.get("p") for row in rows]), strict=True):
+        direction, smallest = row.pop("direction", 1), row.pop("smallest", 0.0)
+        row["p_holm"] = p
+        if "verdict" not in row:
+            row["verdict"] = verdict(
+                row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]
+            )
+    return pl.DataFrame(rows, schema=CLAIMS)
