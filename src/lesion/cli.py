@@ -180,6 +180,8 @@ def shared(made: argparse._ActionsContainer, command: str) -> None:
     told = f"how much is said: {', '.join(VERBOSITY)} (default: normal)"
     option("--verbosity", "run", "report", "status", help=told, metavar="HOW", choices=VERBOSITY, default="normal")
     option("--device", "run", help="cpu, cuda, cuda:1, mps (default: cpu)", metavar="NAME", default="cpu")
+    also = "where metrics of trainings also go: tensorboard, trackio, wandb (default: only metrics.jsonl)"
+    option("--track", "run", help=also, metavar="NAME", default=None)
     all_of_them = "processor threads; 0: as many as there are (default: 0)"
     option("--threads", "run", "plan", help=all_of_them, metavar="N", type=_count, default=0)
     option("--force", "run", "plan", help="take every reading of the study again", action="store_true")

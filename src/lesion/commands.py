@@ -35,19 +35,25 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     from lesion.plan import check
     from lesion.progress import Progress
     from lesion.study import write_report
+    from lesion.trackers import Tracker, both
 
     _threads(options)
     _check_device(options.device)
     readings = asked.readings()
     lab = Lab(options.lab, device=options.device)
+    tracker = Tracker(options.track, lab.path / "trackers") if options.track else None
     with Progress(options.verbosity) as progress:
         store = lab.open()
         if missing := progress.start(store, readings, options.force):
             check(missing)
             with _run_log(store):
                 logging.getLogger("lesion").debug("%s %s", options.command, json.dumps(asked.to_json()))
-                lab.tell = progress.tell
-                lab.take(readings, options.force, store)
+                lab.tell = both(progress.tell, tracker.tell) if tracker else progress.tell
+                try:
+                    lab.take(readings, options.force, store)
+                finally:
+                    if tracker is not None:
+                        tracker.close()
     answer, page = write_report(store, asked)
     _print_answer(answer, page, options.verbosity)
     return FAILED if answer.missing or progress.failures else OK

@@ -10,31 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 import signal
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lesion import runs
 from lesion.loss import IGNORE, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
 from lesion.products import fast_products
+from lesion.ranks import Alone, Shards, enter
 from lesion.trial import Unfinished
 
-KEPT = 2  # checkpoints that stay
-CURVE = 40  # points of the loss that the ledger keeps
 RECENT = 50  # losses among which a spike stands out
 Tell = Callable[..., None]
 
@@ -108,93 +105,92 @@ def fit(
     types = {name: p.dtype for name, p in model.named_parameters()}
     model.float()
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    made = optimizer(how.optimizer, groups(model, how.weight_decay), how.lr)
-    first = _resume(folder, model, made, _run_key(how, data, start))
-    losses = deque(_losses(folder), maxlen=RECENT)
+    key = runs.run_key(how.model_dump_json(), data, start)
+    team = enter(model)
+    if how.batch < team.world * how.split:
+        raise ValueError(f"{how.batch} rows cannot be split among {team.world} processes in {how.split} parts each")
+    if how.optimizer == "adafactor" and isinstance(team, Shards):
+        raise ValueError(
+            "adafactor keeps sums over rows and columns, which cannot be shared out; train on copies (DDP)"
+        )
+    made = optimizer(how.optimizer, groups(team.model, how.weight_decay), how.lr)
+    first = runs.resume(folder, team, made, key)
+    losses = deque(runs.losses(folder), maxlen=RECENT)
     training, began = model.training, time.perf_counter()
     if how.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        team.model.gradient_checkpointing_enable({"use_reentrant": False})
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
-    model.train()
-    with fast_products(model), _signals() as asked, (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    team.model.train()
+    with fast_products(team.model), _signals() as asked, _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
-            loss, norm, tokens = _step(model, made, data, how, step)
+            loss, norm, tokens = _step(team, made, data, how, step)
             _check(loss, norm, losses, how, step, folder)
             losses.append(loss)
-            spent = time.perf_counter() - began
-            last = {"step": step + 1, "loss": loss, "lr": learning_rate(how, step), "norm": norm, "tokens": tokens}
-            if how.eval_every and held_out is not None and ((step + 1) % how.eval_every == 0 or step + 1 == how.steps):
-                last["held_out"] = evaluate(model, held_out, how)
-            metrics.write(json.dumps({**last, "seconds": spent}) + "\n")
-            metrics.flush()
-            if tell is not None:
-                tell("train", steps=how.steps, rate=tokens * (step + 1 - first) / spent, **last)
-            if step + 1 < how.steps and (asked.is_set() or (step + 1) % how.save_every == 0):
-                _save(folder, model, made, step + 1)
-            if step + 1 < how.steps and asked.is_set():
-                raise Unfinished(f"saved after step {step + 1} of {how.steps}")
+            spent, done = time.perf_counter() - began, step + 1
+            last = {"step": done, "loss": loss, "lr": learning_rate(how, step), "norm": norm, "tokens": tokens}
+            if how.eval_every and held_out is not None and (done % how.eval_every == 0 or done == how.steps):
+                last["held_out"] = evaluate(team.model, held_out, how, team.loss)
+            rate = tokens * (done - first) / spent
+            write({**last, "seconds": spent})
+            if tell is not None and team.rank == 0:
+                tell("train", steps=how.steps, rate=rate, **last)
+            stop = team.total(asked.is_set()) > 0
+            if done < how.steps and (stop or done % how.save_every == 0):
+                runs.save(folder, team, made, done)
+            if done < how.steps and stop:
+                raise Unfinished(f"saved after step {done} of {how.steps}")
+    team.leave()
     model.train(training)
     if how.recompute:
         model.gradient_checkpointing_disable()
     for name, p in model.named_parameters():
         p.data = p.data.to(types[name])
-    moved = [(p.detach() != start[n].to(p.dtype)).float().mean().item() * p.numel() for n, p in _trained(model, start)]
-    size = sum(w.numel() for w in start.values())
-    facts = {"steps": how.steps, "loss": last["loss"], "trained": size, "moved": sum(moved) / size}
-    facts["curve"] = _curve(folder, how.steps)
-    return {**facts, "rows": how.steps * how.batch, **({"held_out": last["held_out"]} if "held_out" in last else {})}
+    trained = [(p, start[name].to(p.dtype)) for name, p in model.named_parameters() if name in start]
+    moved, size = sum(int((p != before).sum()) for p, before in trained), sum(p.numel() for p, _ in trained)
+    facts = {"steps": how.steps, "loss": last["loss"], "trained": size, "moved": moved / size}
+    facts |= {"rows": how.steps * how.batch, "curve": runs.curve(folder, how.steps)}
+    return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
 
 
-def _curve(folder: Path, steps: int) -> list[dict[str, float]]:
-    """The run in at most CURVE points: the last step of each, the mean loss over it, the held-out loss where there is one."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    size, points = -(-steps // CURVE), []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        point = {"step": some[-1]["step"], "loss": math.fsum(row["loss"] for row in some) / len(some)}
-        held = [row["held_out"] for row in some if "held_out" in row]
-        points.append({**point, **({"held_out": held[-1]} if held else {})})
-    return points
-
-
-def _step(
-    model: nn.Module, made: torch.optim.Optimizer, data: Packed, how: Training, step: int
-) -> tuple[float, float, int]:
+def _step(team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int) -> tuple[float, float, int]:
     """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens."""
-    device = next(model.parameters()).device
     for group in made.param_groups:
         group["lr"] = learning_rate(how, step)
-    ids, targets, mask, at = data.batch(step * how.batch, how.batch)
-    tokens, total = int((targets != IGNORE).sum()), 0.0
-    parts = [None if x is None else x.to(device).chunk(how.split) for x in (ids, targets, mask, at)]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(
-            int.from_bytes(hashlib.sha256(f"dropout {how.seed} {step}".encode()).digest()[:8], "little") >> 1
-        )
-        for i in range(len(parts[0] or ())):
-            some = [None if part is None else part[i] for part in parts]
-            with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-                loss = sum_of_losses(model, *some) / tokens  # type: ignore[arg-type]
-            loss.backward()
+    batch = data.batch(step * how.batch, how.batch)
+    tokens, total = int((batch[1] != IGNORE).sum()), 0.0
+    pieces, kind = team.share(list(batch), how.split), team.device.type
+    with torch.random.fork_rng([team.device] if kind == "cuda" else []):
+        torch.manual_seed(_dropout_seed(how.seed, step, team.rank))
+        for i, piece in enumerate(pieces):
+            with team.piece(i + 1 == len(pieces)):
+                with torch.autocast(kind, torch.bfloat16, enabled=how.precision == "bfloat16"):
+                    loss = team.loss(*piece) / tokens
+                (loss * team.world).backward()  # gradients of several processes are averaged, and the loss is a sum
             total += float(loss.detach())
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), how.clip or math.inf))
-    if math.isfinite(total) and math.isfinite(norm):
+    norm = nn.utils.clip_grad_norm_(team.model.parameters(), how.clip or math.inf)
+    total, size = team.total(total), float(team.whole(norm))
+    if math.isfinite(total) and math.isfinite(size):
         made.step()
     made.zero_grad(set_to_none=True)
-    return total, norm, tokens
+    return total, size, tokens
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    place = f"dropout {seed} {step}" + (f" {rank}" if rank else "")
+    return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "little") >> 1
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Packed, how: Training) -> float:
-    """Mean −ln p a token over all rows, in their order."""
+def evaluate(model: Any, data: Packed, how: Training, loss: Any = None) -> float:
+    """Mean −ln p a token over all rows, in their order. Several processes all read all of them."""
     was, total, tokens = model.training, 0.0, 0
     model.eval()
     device = next(model.parameters()).device
     for first in range(0, len(data), how.batch):
         batch = data.batch(first, min(how.batch, len(data) - first))
-        ids, targets, mask, at = (None if x is None else x.to(device) for x in batch)
+        given = [None if x is None else x.to(device) for x in batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-            total += float(sum_of_losses(model, ids, targets, mask, at))  # type: ignore[arg-type]
+            total += float(loss(*given) if loss is not None else sum_of_losses(model, *given))  # type: ignore[arg-type]
         tokens += int((batch[1] != IGNORE).sum())
     model.train(was)
     return total / tokens
@@ -210,88 +206,17 @@ def _check(loss: float, norm: float, losses: deque[float], how: Training, step: 
         )
 
 
-def _trained(model: nn.Module, start: dict[str, torch.Tensor]) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if name in start)
+@contextmanager
+def _metrics(folder: Path, rank: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A line a step, there at once; of several processes the first one writes."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") if rank == 0 else nullcontext() as file:
 
+        def write(row: dict[str, Any]) -> None:
+            if file is not None:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
 
-# ---------------------------------------------------------------------- checkpoints
-
-
-def _run_key(how: Training, data: Packed, start: dict[str, torch.Tensor]) -> str:
-    """What makes two runs the same: settings, data and first weights."""
-    from lesion.digest import tensor_digest
-
-    parts = [
-        how.model_dump_json(),
-        f"{data.length} {data.documents} {data.seed} {data.begin}",
-        hashlib.sha256(data.stream.tobytes() + data.number.tobytes()).hexdigest(),
-    ]
-    return hashlib.sha256(
-        " ".join([*parts, *(f"{n} {tensor_digest(w)}" for n, w in start.items())]).encode()
-    ).hexdigest()
-
-
-def _tensors(model: nn.Module, made: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    state = {
-        f"{names[id(p)]}/{key}": value.detach().contiguous().clone()
-        for p, held in made.state.items()
-        for key, value in held.items()
-        if isinstance(value, torch.Tensor)
-    }
-    return weights, state
-
-
-def _save(folder: Path, model: nn.Module, made: torch.optim.Optimizer, step: int) -> None:
-    """Writes aside, then renames: a checkpoint is whole or not there."""
-    target = folder / f"step-{step:08d}"
-    aside = folder / f".{target.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    weights, state = _tensors(model, made)
-    save_file(weights, aside / "model.safetensors")
-    save_file(state, aside / "optimizer.safetensors")
-    for path in aside.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    aside.rename(target)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
-
-
-def _resume(folder: Path, model: nn.Module, made: torch.optim.Optimizer, key: str) -> int:
-    """The step to go on with; 0 where nothing is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "run.json"
-    if known.is_file() and json.loads(known.read_text())["run"] != key:
-        raise ValueError(f"{folder} holds another run: other settings, data or first weights")
-    known.write_text(json.dumps({"run": key}))
-    saved = max(folder.glob("step-*"), default=None)
-    first = int(saved.name.removeprefix("step-")) if saved else 0
-    if (metrics := folder / "metrics.jsonl").is_file():  # what came after the checkpoint is computed again
-        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first))
-    if saved is None:
-        return 0
-    weights, state = load_file(saved / "model.safetensors"), load_file(saved / "optimizer.safetensors")
-    parameters = dict(model.named_parameters())
-    if weights.keys() != parameters.keys():
-        raise ValueError(f"{saved} does not hold this model: {sorted(weights.keys() ^ parameters.keys())[:3]}")
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(weights[name])
-    for place, value in state.items():
-        name, _, field = place.rpartition("/")
-        here = parameters[name]
-        made.state[here][field] = value if value.dim() == 0 else value.to(here.device)
-    return first
-
-
-def _losses(folder: Path) -> list[float]:
-    """Those of the steps before the one to go on with."""
-    metrics = folder / "metrics.jsonl"
-    return [json.loads(line)["loss"] for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        yield write
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesion import fit as loop
+from lesion import runs
 from lesion.decoder import DecoderConfig, DecoderForCausalLM
 from lesion.fit import Stopped, Training, evaluate, fit, learning_rate
 from lesion.loss import sum_of_losses
@@ -242,4 +242,4 @@ def test_the_loss_of_a_batch_is_the_evaluation_of_it():
         total = sum(float(sum_of_losses(m, *d.batch(i, 1))) for i in range(len(d)))
     tokens = sum(int((d.batch(i, 1)[1] != -100).sum()) for i in range(len(d)))
     assert evaluate(m, d, HOW) == pytest.approx(total / tokens, rel=1e-6)
-    assert loop.KEPT == 2
+    assert runs.KEPT == 2

@@ -1,0 +1,154 @@
+"""Training on several processes: each computes its share of the rows of every step, and all hold the same weights after it.
+
+    torchrun --nproc-per-node 2 …       or accelerate launch, or SLURM: whatever sets RANK and WORLD_SIZE
+
+The loss of a step is a sum over tokens divided by their number in the whole step, so shares of rows add up to the gradient of
+one process, whatever their number. Weights are copied to all (DDP), or shared out among them (FSDP2, Zhao et al. 2023), where
+the launcher sets ACCELERATE_USE_FSDP. Devices and the group of processes come from accelerate; its own `prepare` knows FSDP2
+only on accelerators, so torch's wrappers are called here as it calls them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from lesion.loss import sum_of_losses
+
+
+class Alone:
+    """One process: the model as it is."""
+
+    rank, world = 0, 1
+
+    def __init__(self, model: Any):
+        self.model = self.vessel = model
+        self.device = next(model.parameters()).device
+        self.loss: Any = lambda *batch: sum_of_losses(model, *batch)
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.model.named_parameters()
+
+    def share(self, parts: list[Any], split: int) -> list[list[Any]]:
+        """This process's rows of a batch, in `split` pieces."""
+        count = self.world * split
+        pieces: list[Any] = [[None] * count if x is None else torch.tensor_split(x, count) for x in parts]
+        mine = range(self.rank * split, (self.rank + 1) * split)
+        return [[None if p[i] is None else p[i].to(self.device) for p in pieces] for i in mine]
+
+    def total(self, value: float) -> float:
+        """The sum over all processes."""
+        return value
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All of a tensor that may be shared out. Every process must ask."""
+        return tensor
+
+    def part(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """This process's part of a whole tensor, held as `like` is."""
+        return tensor.to(like.device) if tensor.dim() else tensor
+
+    def piece(self, last: bool) -> AbstractContextManager[Any]:
+        """A piece of a step: gradients are exchanged after the last."""
+        return nullcontext()
+
+    def wait(self) -> None:
+        """For all processes."""
+
+    def leave(self) -> None:
+        """Puts the weights back where they came from."""
+
+
+class _Loss(nn.Module):
+    """The loss as a module: what hooks of the wrappers hang on."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Any) -> torch.Tensor:
+        return sum_of_losses(self.model, *batch)
+
+
+class Copies(Alone):
+    """Several processes, each with all weights (DDP)."""
+
+    def __init__(self, model: Any):
+        import torch.distributed as dist
+        from torch.nn.parallel import DistributedDataParallel
+
+        super().__init__(model)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.loss = DistributedDataParallel(_Loss(model))  # which gives all the weights of the first
+
+    def total(self, value: float) -> float:
+        import torch.distributed as dist
+
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found)
+        return float(found)
+
+    def piece(self, last: bool) -> AbstractContextManager[Any]:
+        found: AbstractContextManager[Any] = nullcontext() if last else self.loss.no_sync()
+        return found
+
+    def wait(self) -> None:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+class Shards(Copies):
+    """Several processes that share out the weights, their gradients and the optimizer's state (FSDP2)."""
+
+    def __init__(self, model: Any):
+        import torch.distributed as dist
+        from torch.distributed.fsdp import fully_shard
+
+        Alone.__init__(self, model)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.model = copy.deepcopy(model)  # the vessel keeps its structure, and gets the weights back
+        self.loss = _Loss(self.model)
+        kinds = set(getattr(model, "_no_split_modules", None) or ())
+        for module in self.model.modules():
+            if type(module).__name__ in kinds:
+                fully_shard(module)
+        fully_shard(self.loss)
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    def part(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        from torch.distributed.tensor import distribute_tensor
+
+        held: Any = like
+        if tensor.dim() == 0 or tensor.shape != like.shape or not hasattr(held, "device_mesh"):
+            return tensor
+        return distribute_tensor(tensor.to(like.device), held.device_mesh, held.placements)
+
+    def piece(self, last: bool) -> AbstractContextManager[Any]:
+        self.loss.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    @torch.no_grad()
+    def leave(self) -> None:
+        there = dict(self.vessel.named_parameters())
+        for name, p in self.named():
+            there[name].copy_(self.whole(p.detach()))
+
+
+def enter(model: Any) -> Alone:
+    """The way this process was started says how it trains."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Alone(model)
+    from accelerate import PartialState
+
+    PartialState(cpu=next(model.parameters()).device.type == "cpu")  # starts the group of processes
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    return Shards(model) if sharded else Copies(model)

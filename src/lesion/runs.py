@@ -1,0 +1,115 @@
+"""A training run on disk: checkpoints that are whole or not there, and `metrics.jsonl`, a line a step.
+
+run.json                    which run this is: settings, data, first weights
+step-00000100/              model.safetensors, optimizer.safetensors; the last KEPT stay
+metrics.jsonl               what came after the last checkpoint is computed again, to the same bits
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lesion.packing import Packed
+from lesion.ranks import Alone
+
+KEPT = 2  # checkpoints that stay
+CURVE = 40  # points of the loss that a ledger keeps
+
+
+def run_key(settings: str, data: Packed, start: dict[str, torch.Tensor]) -> str:
+    """What makes two runs the same: settings, data and first weights."""
+    from lesion.digest import tensor_digest
+
+    parts = [
+        settings,
+        f"{data.length} {data.documents} {data.seed} {data.begin}",
+        hashlib.sha256(data.stream.tobytes() + data.number.tobytes()).hexdigest(),
+    ]
+    return hashlib.sha256(
+        " ".join([*parts, *(f"{n} {tensor_digest(w)}" for n, w in start.items())]).encode()
+    ).hexdigest()
+
+
+def save(folder: Path, team: Alone, made: torch.optim.Optimizer, step: int) -> None:
+    """Writes aside, then renames. The weights and the optimizer's state are whole, however many processes hold them."""
+    weights, state = {}, {}
+    for name, p in team.named():  # in one order, since every process must ask for each
+        weights[name] = team.whole(p.detach()).contiguous()
+        for key, value in made.state.get(p, {}).items():
+            if isinstance(value, torch.Tensor):
+                state[f"{name}/{key}"] = team.whole(value.detach()).contiguous().clone()
+    if team.rank == 0:
+        target = folder / f"step-{step:08d}"
+        aside = folder / f".{target.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(weights, aside / "model.safetensors")
+        save_file(state, aside / "optimizer.safetensors")
+        for path in aside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.rename(target)
+        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(old)
+    team.wait()
+
+
+def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> int:
+    """The step to go on with; 0 where nothing is there. Raises ValueError where the folder holds another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "run.json"
+    if known.is_file() and json.loads(known.read_text())["run"] != key:
+        raise ValueError(f"{folder} holds another run: other settings, data or first weights")
+    team.wait()
+    saved = max(folder.glob("step-*"), default=None)
+    first = int(saved.name.removeprefix("step-")) if saved else 0
+    if team.rank == 0:
+        known.write_text(json.dumps({"run": key}))
+        if (metrics := folder / "metrics.jsonl").is_file():
+            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+            metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first))
+    team.wait()
+    if saved is None:
+        return 0
+    weights, state = load_file(saved / "model.safetensors"), load_file(saved / "optimizer.safetensors")
+    parameters = dict(team.named())
+    if weights.keys() != parameters.keys():
+        raise ValueError(f"{saved} does not hold this model: {sorted(weights.keys() ^ parameters.keys())[:3]}")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(team.part(weights[name], p))
+    for place, value in state.items():
+        name, _, field = place.rpartition("/")
+        made.state[parameters[name]][field] = team.part(value, parameters[name])
+    return first
+
+
+def losses(folder: Path) -> list[float]:
+    """Those of the steps before the one to go on with."""
+    return [row["loss"] for row in _rows(folder)]
+
+
+def curve(folder: Path, steps: int) -> list[dict[str, float]]:
+    """The run in at most CURVE points: the last step of each, the mean loss over it, the held-out loss where there is one."""
+    rows = _rows(folder)
+    size, points = -(-steps // CURVE), []
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        point = {"step": some[-1]["step"], "loss": math.fsum(row["loss"] for row in some) / len(some)}
+        held = [row["held_out"] for row in some if "held_out" in row]
+        points.append({**point, **({"held_out": held[-1]} if held else {})})
+    return points
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    metrics = folder / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
