@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lesion.experts import Experts
-from lesion.sinks import attend, rotate
+from lesion.sinks import angles, attend, turn
 
 SCORES = 2**25  # pairs of query and key that are scored at a time while nothing is learned
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -125,6 +125,13 @@ class Where:
 
     def __init__(self, at: torch.Tensor, frequencies: torch.Tensor, mask_BS: torch.Tensor | None):
         self.at, self.frequencies, self.mask_BS = at, frequencies, mask_BS
+        self._turns: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def turns(self, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [B, 1, T, D] of the new tokens' rotation, the same in all layers."""
+        if kind not in self._turns:
+            self._turns[kind] = angles(self.at, self.frequencies, kind)
+        return self._turns[kind]
 
     def of_keys(self, past: Any, count: int) -> torch.Tensor:
         """Positions [B, S] of the keys: without a cache those of the tokens themselves; else those that a rolling cache
@@ -164,7 +171,7 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         q, k, v = (p(x).view(b, t, -1, self.head_dim).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.config.sinks == "none":
-            q, k = (rotate(part, where.at, where.frequencies) for part in (q, k))
+            q, k = (turn(part, *where.turns(q.dtype)) for part in (q, k))
             if past is not None:
                 k, v = past.update(k, v, self.layer_idx)
             function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)

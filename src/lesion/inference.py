@@ -205,7 +205,7 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
         if module in done or not _plain(module):
             continue
         forward = None
-        if type(module).__name__ in _LAYERS and all(map(_plain, module.modules())):
+        if _is_layer(module) and all(map(_plain, module.modules())):
             done.update(module.modules())
             forward = _layer(module, pack)
         elif isinstance(module, nn.Linear) and _is_linear(module):
@@ -218,13 +218,20 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
 
 # Exactly these classes of transformers compute what `_layer` computes.
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+OURS = "lesion.decoder"  # our own decoder's layers compute the same where they have neither sinks nor experts
 
 
 def _plain(module: nn.Module) -> bool:
     """True where nobody has hooked, parametrized, wrapped or patched the module."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    ours = type(module).__module__.startswith(("transformers.", "torch.nn.modules."))
-    return not hooks and ours and "forward" not in module.__dict__ and "parametrizations" not in module._modules
+    known = type(module).__module__.startswith(("transformers.", "torch.nn.modules.", OURS))
+    return not hooks and known and "forward" not in module.__dict__ and "parametrizations" not in module._modules
+
+
+def _is_layer(module: Any) -> bool:
+    if type(module).__module__ == OURS and type(module).__name__ == "DecoderLayer":
+        return module.self_attn.config.sinks == "none" and hasattr(module.mlp, "gate_proj")
+    return type(module).__name__ in _LAYERS
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -262,6 +269,20 @@ def _layer(module: Any, pack: bool) -> Callable[..., torch.Tensor]:
     def norm(x: torch.Tensor, how: Any) -> torch.Tensor:
         return F.rms_norm(x, (x.shape[-1],), how.weight, how.variance_epsilon)
 
+    def layer(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: Any, past: Cache | None) -> torch.Tensor:
+        b, t, _ = x.shape
+        qkv_BTHD = project(norm(x, first)).view(b, t, heads + 2 * groups, d)
+        qk = qkv_BTHD[:, :, : heads + groups]
+        turned = torch.cat((-qk[..., d // 2 :], qk[..., : d // 2]), -1)
+        qk = torch.addcmul(qk * cos, turned, sin).transpose(1, 2)
+        query, key, value = qk[:, :heads], qk[:, heads:], qkv_BTHD[:, :, heads + groups :].transpose(1, 2)
+        if past is not None:
+            key, value = past.update(key, value, attention.layer_idx)
+        out, _ = grouped_attention(attention, query, key, value, mask, scaling=attention.scaling)
+        x = x + output(out.reshape(b, t, -1))
+        gate, up = gate_up(norm(x, second)).chunk(2, -1)
+        return x + down(mlp.act_fn(gate).mul_(up))
+
     def forward(
         self: Any,
         hidden_states: torch.Tensor,
@@ -273,19 +294,11 @@ def _layer(module: Any, pack: bool) -> Callable[..., torch.Tensor]:
         **kwargs: Any,
     ) -> torch.Tensor:
         assert position_embeddings is not None
-        x = hidden_states
-        b, t, _ = x.shape
-        qkv_BTHD = project(norm(x, first)).view(b, t, heads + 2 * groups, d)
         cos, sin = (part[:, :, None] for part in position_embeddings)  # [B, T, 1, D]
-        qk = qkv_BTHD[:, :, : heads + groups]
-        turned = torch.cat((-qk[..., d // 2 :], qk[..., : d // 2]), -1)
-        qk = torch.addcmul(qk * cos, turned, sin).transpose(1, 2)
-        query, key, value = qk[:, :heads], qk[:, heads:], qkv_BTHD[:, :, heads + groups :].transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, attention.layer_idx)
-        out, _ = grouped_attention(attention, query, key, value, attention_mask, scaling=attention.scaling)
-        x = x + output(out.reshape(b, t, -1))
-        gate, up = gate_up(norm(x, second)).chunk(2, -1)
-        return x + down(mlp.act_fn(gate).mul_(up))
+        return layer(hidden_states, cos, sin, attention_mask, past_key_values)
 
-    return forward
+    def own(self: Any, x: torch.Tensor, where: Any, mask: Any, past: Cache | None, **kwargs: Any) -> torch.Tensor:
+        cos, sin = (part.transpose(1, 2) for part in where.turns(x.dtype))
+        return layer(x, cos, sin, mask, past)
+
+    return own if type(module).__module__ == OURS else forward

@@ -20,8 +20,17 @@ from transformers.cache_utils import Cache
 
 def rotate(x_BHTD: torch.Tensor, at_BT: torch.Tensor, frequencies_D2: torch.Tensor) -> torch.Tensor:
     """Rotary positions (Su et al. 2021) in the half-split layout: the pair (x_d, x_{d + D/2}) turns by at·frequency_d."""
+    return turn(x_BHTD, *angles(at_BT, frequencies_D2, x_BHTD.dtype))
+
+
+def angles(at_BT: torch.Tensor, frequencies_D2: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of at·frequency, [B, 1, T, D], each pair twice."""
     angle = at_BT[:, None, :, None].float() * frequencies_D2
-    cos, sin = (torch.cat((part, part), -1).to(x_BHTD.dtype) for part in (angle.cos(), angle.sin()))
+    cos, sin = (torch.cat((part, part), -1).to(kind) for part in (angle.cos(), angle.sin()))
+    return cos, sin
+
+
+def turn(x_BHTD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = x_BHTD.shape[-1] // 2
     return x_BHTD * cos + torch.cat((-x_BHTD[..., half:], x_BHTD[..., :half]), -1) * sin
 
