@@ -1,28 +1,52 @@
-"""Sampling 38 prompts × 60 tokens on SmolLM2: ours against transformers' `generate`, interleaved in one run.
+"""Sampling 38 prompts × 60 tokens: ours against transformers' `generate`, interleaved in one run.
 
 Same weights, dtype, prompts and sampling settings; both are kept from stopping early, so that both make the same number
 of tokens. Prints the median of each, their ratio, where our time goes, and a check that both sample from the same model.
 
-    python benchmarks/decode.py [--repeats 5] [--threads 2]
+    python benchmarks/decode.py [--repeats 5] [--threads 2] [--subject smollm2 | 6m | 30m | 125m]
+
+With a size the model is our own decoder, and `generate` runs on a Llama of transformers that has its weights.
 """
 
 import argparse
 import statistics
 import time
+from types import SimpleNamespace
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lesion import decode, inference
 from lesion.batteries import battery
+from lesion.decoder import SIZES, DecoderConfig, DecoderForCausalLM
 from lesion.measures import Generation
 from lesion.sampling import Sampling
 from lesion.subjects import SmolLM2
+from lesion.trial import Specimen
 
 PROMPTS, NEW = 38, 60
 HOW = Sampling(temperature=1.0, top_k=64, top_p=0.95)
 
 
+def own(size, dtype):
+    """Our decoder of this size with random weights, and transformers' Llama with the same."""
+    shape = {**SIZES[size], "vocab_size": 16384, "max_position_embeddings": 1024, "tie_word_embeddings": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mine = DecoderForCausalLM(DecoderConfig(**shape)).to(getattr(torch, dtype)).eval()
+    llama = LlamaForCausalLM(LlamaConfig(**shape, rms_norm_eps=mine.config.rms_norm_eps)).to(mine.dtype).eval()
+    assert not llama.load_state_dict(mine.state_dict()).missing_keys
+    return SimpleNamespace(model=mine, theirs=llama)
+
+
 def asked(specimen):
+    if not isinstance(specimen, Specimen):
+        lengths = [len(prompt.text) // 4 + 24 for prompt in battery("small")[:PROMPTS]]
+        draw = torch.Generator().manual_seed(0)
+        return [
+            decode.Prompt(str(i), tuple(torch.randint(1, 16384, (n,), generator=draw).tolist()))
+            for i, n in enumerate(lengths)
+        ]
     measure = Generation(new_tokens=NEW)
     return [decode.Prompt(p.id, measure.tokenise(specimen, p.text)) for p in battery("small")[:PROMPTS]]
 
@@ -35,7 +59,7 @@ def theirs(specimen, prompts):
     width = max(len(p.tokens) for p in prompts)
     ids = torch.tensor([[0] * (width - len(p.tokens)) + list(p.tokens) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p.tokens)) + [1] * len(p.tokens) for p in prompts])
-    return specimen.model.generate(
+    return getattr(specimen, "theirs", specimen.model).generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=True,
@@ -113,11 +137,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--subject", default="smollm2", choices=["smollm2", *SIZES])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for dtype in options.dtype:
-        specimen = SmolLM2(dtype=dtype).load()
+        specimen = SmolLM2(dtype=dtype).load() if options.subject == "smollm2" else own(options.subject, dtype)
         prompts = asked(specimen)
         ours(specimen, prompts), theirs(specimen, prompts)  # warm
         times = {"ours": [], "transformers": []}
@@ -127,7 +152,7 @@ def main():
             times["ours"].append(seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         print(
-            f"\nSmolLM2 {dtype}, {PROMPTS} prompts × {NEW} tokens, {options.threads} threads, {options.repeats} repeats"
+            f"\n{options.subject} {dtype}, {PROMPTS} prompts × {NEW} tokens, {options.threads} threads, {options.repeats} repeats"
         )
         for name, seconds in medians.items():
             spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"

@@ -39,11 +39,12 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     _threads(options)
     _check_device(options.device)
-    readings = asked.readings()
     lab = Lab(options.lab, device=options.device)
     tracker = Tracker(options.track, lab.path / "trackers") if options.track else None
     with Progress(options.verbosity) as progress:
+        readings = asked.readings()  # which may fetch or train what is not there yet
         store = lab.open()
+        asked.check(store)
         if missing := progress.start(store, readings, options.force):
             check(missing)
             with _run_log(store):

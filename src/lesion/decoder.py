@@ -346,9 +346,18 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
     def router_loss(self) -> torch.Tensor:
         """Balance and z losses of all mixtures, weighted, of the last forward; zero for a dense model."""
-        mixtures = [layer.mlp for layer in self.model.layers if isinstance(layer.mlp, Experts)]
-        balance, z = (sum(m.losses[name] for m in mixtures) for name in ("balance", "z"))
+        balance, z = (sum(m.losses[name] for m in self._mixtures()) for name in ("balance", "z"))
         return torch.as_tensor(self.config.balance_weight * balance + self.config.z_weight * z)
+
+    def routed(self) -> tuple[int, int, float]:
+        """Of the last forward: pairs of token and expert, how many were dropped, and the largest load by the mean load."""
+        counts = [m.counts for m in self._mixtures()]
+        pairs = sum(int(c["load"].sum()) for c in counts)
+        busiest = max(float(c["load"].max() / c["load"].float().mean()) for c in counts)
+        return pairs, sum(int(c["dropped"]) for c in counts), busiest
+
+    def _mixtures(self) -> list[Any]:
+        return [layer.mlp for layer in self.model.layers if isinstance(layer.mlp, Experts)]
 
 
 def _writer(size: int, hidden: int) -> nn.Linear:

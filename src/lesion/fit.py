@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from lesion import runs
-from lesion.loss import IGNORE, sum_of_losses
+from lesion.loss import IGNORE, routers, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
 from lesion.products import fast_products
@@ -118,19 +118,19 @@ def fit(
     losses = deque(runs.losses(folder), maxlen=RECENT)
     training, began = model.training, time.perf_counter()
     if how.recompute:
-        team.model.gradient_checkpointing_enable({"use_reentrant": False})
+        team.model.activation_checkpointing_enable({"use_reentrant": False})
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
     team.model.train()
     with fast_products(team.model), _signals() as asked, _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
-            loss, norm, tokens = _step(team, made, data, how, step)
-            _check(loss, norm, losses, how, step, folder)
-            losses.append(loss)
+            found = _step(team, made, data, how, step)
+            _check(found["loss"], found["norm"], losses, how, step, folder)
+            losses.append(found["loss"])
             spent, done = time.perf_counter() - began, step + 1
-            last = {"step": done, "loss": loss, "lr": learning_rate(how, step), "norm": norm, "tokens": tokens}
+            last = {"step": done, "lr": learning_rate(how, step), **found}
             if how.eval_every and held_out is not None and (done % how.eval_every == 0 or done == how.steps):
                 last["held_out"] = evaluate(team.model, held_out, how, team.loss)
-            rate = tokens * (done - first) / spent
+            rate = found["tokens"] * (done - first) / spent
             write({**last, "seconds": spent})
             if tell is not None and team.rank == 0:
                 tell("train", steps=how.steps, rate=rate, **last)
@@ -142,7 +142,7 @@ def fit(
     team.leave()
     model.train(training)
     if how.recompute:
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
     for name, p in model.named_parameters():
         p.data = p.data.to(types[name])
     trained = [(p, start[name].to(p.dtype)) for name, p in model.named_parameters() if name in start]
@@ -152,27 +152,35 @@ def fit(
     return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
 
 
-def _step(team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int) -> tuple[float, float, int]:
-    """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens."""
+def _step(team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int) -> dict[str, Any]:
+    """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens; of experts also the
+    share of pairs that were dropped, and the largest load by the mean one."""
     for group in made.param_groups:
         group["lr"] = learning_rate(how, step)
     batch = data.batch(step * how.batch, how.batch)
     tokens, total = int((batch[1] != IGNORE).sum()), 0.0
     pieces, kind = team.share(list(batch), how.split), team.device.type
+    expert, routed = routers(team.model), [0, 0, 0.0]
     with torch.random.fork_rng([team.device] if kind == "cuda" else []):
         torch.manual_seed(_dropout_seed(how.seed, step, team.rank))
         for i, piece in enumerate(pieces):
             with team.piece(i + 1 == len(pieces)):
                 with torch.autocast(kind, torch.bfloat16, enabled=how.precision == "bfloat16"):
-                    loss = team.loss(*piece) / tokens
-                (loss * team.world).backward()  # gradients of several processes are averaged, and the loss is a sum
-            total += float(loss.detach())
+                    loss, of_routers = team.loss(*piece)
+                share = int((piece[1] != IGNORE).sum()) / tokens
+                # gradients of several processes are averaged, and the loss is a sum
+                ((loss / tokens + of_routers * share) * team.world).backward()
+            total += float(loss.detach()) / tokens
+            if expert is not None:
+                pairs, dropped, busiest = expert.routed()
+                routed = [routed[0] + pairs, routed[1] + dropped, max(routed[2], busiest)]
     norm = nn.utils.clip_grad_norm_(team.model.parameters(), how.clip or math.inf)
     total, size = team.total(total), float(team.whole(norm))
     if math.isfinite(total) and math.isfinite(size):
         made.step()
     made.zero_grad(set_to_none=True)
-    return total, size, tokens
+    more = {} if expert is None else {"dropped": team.total(routed[1]) / team.total(routed[0]), "busiest": routed[2]}
+    return {"loss": total, "norm": size, "tokens": tokens, **more}
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -190,7 +198,7 @@ def evaluate(model: Any, data: Packed, how: Training, loss: Any = None) -> float
         batch = data.batch(first, min(how.batch, len(data) - first))
         given = [None if x is None else x.to(device) for x in batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-            total += float(loss(*given) if loss is not None else sum_of_losses(model, *given))  # type: ignore[arg-type]
+            total += float(loss(*given)[0] if loss is not None else sum_of_losses(model, *given))  # type: ignore[arg-type]
         tokens += int((batch[1] != IGNORE).sum())
     model.train(was)
     return total / tokens

@@ -84,6 +84,11 @@ def head_of(model: Any) -> tuple[Any, torch.Tensor] | None:
     return getattr(model, model.base_model_prefix), head.weight
 
 
+def routers(model: Any) -> Any:
+    """The model where its experts have losses of their own, which training adds; else None."""
+    return model if getattr(model.config, "model_type", "") == "lesion-decoder" and model.config.experts else None
+
+
 def sum_of_losses(
     model: Any, ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor
 ) -> torch.Tensor:

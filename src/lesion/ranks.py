@@ -19,7 +19,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from lesion.loss import sum_of_losses
+from lesion.loss import routers, sum_of_losses
+
+
+class _Loss(nn.Module):
+    """Σ −ln p, and what experts add to a mean loss, as a module: what hooks of the wrappers hang on."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
+        total = sum_of_losses(self.model, *batch)
+        return total, 0.0 if (model := routers(self.model)) is None else model.router_loss()
 
 
 class Alone:
@@ -30,7 +42,7 @@ class Alone:
     def __init__(self, model: Any):
         self.model = self.vessel = model
         self.device = next(model.parameters()).device
-        self.loss: Any = lambda *batch: sum_of_losses(model, *batch)
+        self.loss: Any = _Loss(model)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.model.named_parameters()
@@ -63,17 +75,6 @@ class Alone:
 
     def leave(self) -> None:
         """Puts the weights back where they came from."""
-
-
-class _Loss(nn.Module):
-    """The loss as a module: what hooks of the wrappers hang on."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *batch: Any) -> torch.Tensor:
-        return sum_of_losses(self.model, *batch)
 
 
 class Copies(Alone):

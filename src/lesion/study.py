@@ -51,6 +51,10 @@ class Study(Spec):
     def readings(self) -> list[Reading]:
         """Every reading that the question needs, pinned."""
 
+    def check(self, store: Store) -> None:
+        """Refuses a lab in which these options make no sense, before any work (ValueError)."""
+        return
+
     @abstractmethod
     def answer(self, store: Store) -> Answer:
         """What the rows in the lab say, whether all of them are there yet or not."""

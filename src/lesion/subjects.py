@@ -36,6 +36,8 @@ from lesion.checkpoints import (
     strangers,
     weight_names,
 )
+from lesion.hub import REPOSITORY, ask
+from lesion.hub import hub_token as hub_token
 from lesion.trial import Specimen, Subject, Trial
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
 HELD = "auto: as stored; nf4: linear layers in 4 bits by bitsandbytes, which makes them codes that no step can damage"
 TEXTS = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # all of a repository but weights and code
-REPOSITORY = r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_.-]+)?"
 
 
 class SmolLM2(Subject):
@@ -146,29 +147,7 @@ class Hub(Subject):
         return []
 
     def _ask(self, call: Any, **options: Any) -> Any:
-        """Asks the hub. What goes wrong becomes a ValueError that does not hold on to the request: that has the token."""
-        from huggingface_hub import errors
-
-        token = hub_token()
-        try:
-            return call(self.id, revision=self.revision, token=token, **options)
-        except errors.GatedRepoError:
-            said = "is gated: accept its licence on the hub and set HF_TOKEN"
-        except errors.RevisionNotFoundError:
-            said = "is not there: the repository has no such branch, tag or commit"
-        except errors.RepositoryNotFoundError:
-            said = "is not on the hub, or it is private and HF_TOKEN is not set (a folder is written ./folder)"
-        except errors.LocalEntryNotFoundError as error:
-            status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-            offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
-            why = "HF_HUB_OFFLINE is set" if offline else f"the hub answers {status}" if status else "no hub answers"
-            said = f"is not in the hub's cache, or not all of it, and {why}"
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            said = f"was refused by the hub with status {status}" + ("; is HF_TOKEN right?" if status == 401 else "")
-        except (errors.HTTPError, errors.XetDownloadError, OSError, RuntimeError) as error:
-            said = f"could not be fetched: {getattr(error, 'strerror', None) or type(error).__name__}"
-        raise ValueError(f"{self.id}@{self.revision} {said}")
+        return ask(call, self.id, self.revision, hint=" (a folder is written ./folder)", **options)
 
 
 class Scratch(Subject):
@@ -304,17 +283,3 @@ def parse(text: str, dtype: str = "auto") -> Subject:
         f"no subject {text!r}; there are: smollm2, tiny, {', '.join(packaged.TINY)}, a folder (./path), "
         "or a hub repository (org/name, org/name@revision)"
     )
-
-
-def hub_token() -> str | None:
-    """The token of the environment (HF_TOKEN), else of the hub login, else HF_TOKEN in a `.env` file here."""
-    from huggingface_hub import get_token
-
-    token, env = get_token(), Path(".env")
-    if token is None and env.is_file():
-        pattern = r"\s*(?:export\s+)?HF_TOKEN\s*=\s*([\"']?)([^\"'\s#]+)\1\s*(?:#.*)?"
-        lines = env.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        token = next((match[2] for line in lines if (match := re.fullmatch(pattern, line))), None)
-    if token is not None and not re.fullmatch("[!-~]+", token):
-        raise ValueError("the hub token (HF_TOKEN) holds a character that no token has")  # and it is not shown
-    return token

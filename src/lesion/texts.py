@@ -1,13 +1,14 @@
 """Corpora: what a model reads or is trained on, as documents with stable ids, pinned by the hash of their file.
 
-A corpus is a packaged name ("austen" is Persuasion, "novels" the other five novels) or the path of a file of one's own:
+A corpus is a packaged name ("austen" is Persuasion, "novels" the other five novels), files of a dataset repository of
+the hub ("wikitext-2", "hub:org/name:PATH", see `lesion.hubtexts`) or the path of a file of one's own:
 
     .txt     documents stand between lines that hold only a form feed (U+000C); without such a line the file is one
     .jsonl   {"text": …} a line, with an optional "id"; other keys are left alone
     .csv     a header with the column "text", and optionally "id"; other columns are left alone
 
 Files are UTF-8; a byte order mark is dropped, CRLF becomes LF. A packaged document is called "austen/chapter-03", one
-of a user's file "<file>/document-0003" unless the file gives it an id.
+of a user's file "<file>/document-0003", of the hub "<name>/document-0000003", unless the file gives it an id.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lesion import hubtexts
 
 DATA = Path(__file__).parent / "data"
 
@@ -40,6 +43,7 @@ class Shelf:
     folder: Path
     pins: Mapping[str, str]  # file name → sha256 of the content, unpacked where the file is .xz
     suffixes: tuple[str, ...]  # of a user's file
+    elsewhere: str = ""  # what else a name may be, for messages
 
     def names(self) -> list[str]:
         """Packaged names."""
@@ -61,7 +65,7 @@ class Shelf:
                 return path, data
         path = Path(name).expanduser()
         *others, last = self.suffixes
-        hint = f"or give the path of a {', '.join(others)} or {last} file"
+        hint = f"or give the path of a {', '.join(others)} or {last} file{self.elsewhere}"
         if path.suffix.lower() not in self.suffixes:
             raise ValueError(f"no {self.kind} {name!r}; packaged: {', '.join(self.names())}; {hint}")
         if not path.is_file():
@@ -94,6 +98,7 @@ SHELF = Shelf(
         "novels.txt.xz": "7bb9e2455eae1cb32fc0a69f003c11193696b68bb17323a6c0f739dd0f9546ce",
     },
     suffixes=(".txt", ".jsonl", ".csv"),
+    elsewhere=f"; from the hub: {', '.join(hubtexts.ALIASES)}, {hubtexts.FORM}",
 )
 PARTS = {"austen": "chapter-{:02d}", "novels": "chapter-{:03d}"}  # what a document of a packaged corpus is
 
@@ -104,8 +109,10 @@ def corpora() -> list[str]:
 
 
 def corpus_digest(name: str) -> str:
-    """sha256 of the corpus file's content, so that a changed file asks for other readings."""
-    return SHELF.digest(name)
+    """sha256 of the corpus file's content, so that a changed file asks for other readings; of the hub's files, see
+    `hubtexts.Source.digest`."""
+    hub = hubtexts.source(name)
+    return SHELF.digest(name) if hub is None else hub.digest()
 
 
 def corpus(name: str) -> list[Document]:
@@ -114,16 +121,20 @@ def corpus(name: str) -> list[Document]:
     Raises ValueError for an unknown name, a file that is not UTF-8 or not of its format (naming the line), two
     documents of one id, and a corpus without any text.
     """
-    path, data = SHELF.fetch(name)
-    if path.suffix.lower() == ".txt":
-        found: list[tuple[str | None, str]] = [(None, text) for text in split(decoded(path, data))]
+    hub = hubtexts.source(name)
+    if hub is None:
+        path, data = SHELF.fetch(name)
+        where, stem, part = str(path), path.stem, PARTS.get(name, "document-{:04d}")
+        found = _documents(path, data)
     else:
-        found = [_document(row, where) for where, row in records(path, data)]
-    part = PARTS.get(name, "document-{:04d}")
-    documents = [Document(given or f"{path.stem}/{part.format(n)}", text) for n, (given, text) in enumerate(found, 1)]
+        where, stem, part = name, hub.stem, "document-{:07d}"
+        found = (document for path in hub.files().values() for document in _documents(path))
+        if hub.of_lines:
+            found = ((None, text) for text in hubtexts.articles(line for _, line in found))
+    documents = [Document(given or f"{stem}/{part.format(n)}", text) for n, (given, text) in enumerate(found, 1)]
     if not any(document.text.strip() for document in documents):
-        raise ValueError(f"{path} holds no text: {len(documents)} documents, none with a word in it")
-    refuse_duplicates(path, [document.id for document in documents])
+        raise ValueError(f"{where} holds no text: {len(documents)} documents, none with a word in it")
+    refuse_duplicates(where, [document.id for document in documents])
     return documents
 
 
@@ -159,7 +170,7 @@ def records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}, line {line}", row
 
 
-def refuse_duplicates(path: Path, ids: list[str]) -> None:
+def refuse_duplicates(path: Path | str, ids: list[str]) -> None:
     """Raises ValueError where two things have one id, for rows are joined by it."""
     seen: dict[str, int] = {}
     for position, id in enumerate(ids, 1):
@@ -178,6 +189,17 @@ def optional_id(row: dict[str, Any], where: str) -> str | None:
     if isinstance(given, bool) or not isinstance(given, (str, int)) or not str(given).strip():
         raise ValueError(f"{where}: expected an id that is a word or a whole number, got {given!r}")
     return str(given)
+
+
+def _documents(path: Path, data: bytes | None = None) -> Iterator[tuple[str | None, str]]:
+    """Documents of one file, each with the id that the file gives it; `data` is its content where that is known."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return (_document(row, where) for where, row in hubtexts.parquet_rows(path))
+    data = path.read_bytes() if data is None else data
+    if suffix == ".txt":
+        return ((None, text) for text in split(decoded(path, data)))
+    return (_document(row, where) for where, row in records(path, data))
 
 
 def _document(row: dict[str, Any], where: str) -> tuple[str | None, str]:

@@ -30,11 +30,11 @@ SHAPE: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {
     "corpus": "novels",
-    "steps": 1000,
+    "steps": 1200,
     "batch": 8,
     "length": 256,
     "documents": "joined",
-    "lr": 4e-3,
+    "lr": 2e-3,
     "warmup": 50,
     "floor": 0.02,
     "weight_decay": 0.1,
@@ -87,7 +87,6 @@ def _make(target: Path) -> None:
     specimen.model.save_pretrained(aside)
     assert specimen.tokenizer is not None
     specimen.tokenizer.save_pretrained(aside)
-    shutil.copy(work / "run" / "metrics.jsonl", aside)
     (aside / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
     aside.rename(target)
     shutil.rmtree(work)

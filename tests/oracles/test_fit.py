@@ -243,3 +243,24 @@ def test_the_loss_of_a_batch_is_the_evaluation_of_it():
     tokens = sum(int((d.batch(i, 1)[1] != -100).sum()) for i in range(len(d)))
     assert evaluate(m, d, HOW) == pytest.approx(total / tokens, rel=1e-6)
     assert runs.KEPT == 2
+
+
+def test_computing_activations_twice_changes_no_bit(tmp_path):
+    plain, twice = model(), model()
+    fit(plain, data(), HOW, folder=tmp_path / "plain")
+    fit(twice, data(), HOW.model_copy(update={"recompute": True}), folder=tmp_path / "twice")
+    assert same(weights(plain), weights(twice)) and not twice.is_activation_checkpointing
+
+
+def test_experts_are_trained_with_their_own_losses_and_drops_are_told(tmp_path):
+    shape = {"experts": 4, "experts_per_token": 2, "capacity_factor": 0.5}
+    fit(model(**shape), data(), HOW, folder=tmp_path / "with")
+    rows = metrics(tmp_path / "with")
+    assert all(0.3 < row["dropped"] < 0.7 and row["busiest"] >= 1 for row in rows), "half the room is there"
+    free = fit(model(**{**shape, "capacity_factor": None}), data(), HOW, folder=tmp_path / "free")
+    assert all(row["dropped"] == 0 for row in metrics(tmp_path / "free")) and free["loss"] < 4.2
+    heavy = {**shape, "balance_weight": 20.0, "capacity_factor": None}
+    fit(model(**heavy), data(), HOW, folder=tmp_path / "heavy")
+    first = [metrics(tmp_path / name)[0] for name in ("heavy", "free")]
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"]), "the loss that is told is that of the text alone"
+    assert first[0]["norm"] > 1.2 * first[1]["norm"], "and the gradient is not"

@@ -84,3 +84,32 @@ def test_documents_that_are_apart_do_not_see_each_other(family):
         ids = torch.tensor([[*document, 255]])
         alone += float(F.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:], reduction="sum").detach())
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_logits_are_never_whole_at_2048_tokens_and_a_vocabulary_of_50_000():
+    """No tensor of a training step is as large as all logits; the largest is a chunk, or a table of the vocabulary."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+            return out
+
+    tokens, vocabulary, d = 2048, 50_000, 32
+    made = Scratch(
+        architecture="lesion-decoder",
+        config={
+            "vocab_size": vocabulary, "hidden_size": d, "intermediate_size": 48, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": tokens,
+        },
+    )  # fmt: skip
+    model = made.load().model.train()
+    ids = torch.randint(0, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
+    with Largest() as seen:
+        sum_of_losses(model, ids, ids.roll(-1, 1), None, torch.arange(tokens)[None]).backward()
+    assert seen.bytes <= loss.CHUNK_BYTES < tokens * vocabulary * 4 / 6

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from lesion.studies._decoders import shape, trained
 from lesion.study import Answer, Study
+from lesion.subjects import parse
 from lesion.trial import Reading, Trial, describe
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TIERS: dict[str, dict[str, Any]] = {
     "full": {"size": "30m", "vocabulary": 8192, "corpus": "wikitext-103", "held_out": "wikitext-2-test"}
     | {"length": 1024, "steps": 20_000, "batch": 32, "precision": "bfloat16", "lr": 6e-4, "warmup": 500},
-    "small": {"size": "small", "vocabulary": 1024, "length": 128, "steps": 600, "batch": 16, "lr": 4e-3}
+    "small": {"size": "small", "vocabulary": 1024, "length": 128, "steps": 700, "batch": 16, "lr": 2e-3}
     | {"precision": "bfloat16", "stretches": 24, "samples": 8, "repeats": 3},
     "smoke": {"size": "smoke", "vocabulary": 512, "length": 16, "steps": 20, "batch": 4, "lr": 1e-2, "warmup": 2}
     | {"stretches": 4, "samples": 2, "new_tokens": 8, "repeats": 1},
@@ -40,6 +41,10 @@ class ModernSinks(Study):
 
     tier: Literal["full", "small", "smoke"] = Field(
         default="full", description="other defaults: hours on a card, a quarter of an hour on two cores, or seconds"
+    )
+    subject: str = Field(
+        default="",
+        description="a lesion-decoder that is there already, such as tiny, in the place of those trained here",
     )
     size: str = Field(default="30m", description="1m, 6m, 30m, 125m, 350m, 1b, tiny, small or smoke")
     vocabulary: int = Field(default=8192, ge=260, description="ids of the tokenizer, learned from the corpus")
@@ -73,11 +78,26 @@ class ModernSinks(Study):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         shape(self.size)
+        if self.subject and (self.repeats > 1 or self.training != ("plain",)):
+            raise ValueError(
+                "a model that is there already is plain and not trained again: --training plain --repeats 1"
+            )
         if self.length <= max(self.sinks, self.learned):
             raise ValueError(f"a window of {self.length} has no room beside {max(self.sinks, self.learned)} sinks")
         return self
 
     def _trained(self, kind: str, seed: int) -> Trial:
+        if (kind, seed) not in self._made:
+            self._made[kind, seed] = self._sentence(kind, seed)
+        return self._made[kind, seed]
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, int], Trial]:
+        return {}
+
+    def _sentence(self, kind: str, seed: int) -> Trial:
+        if self.subject:
+            return Trial(subject=parse(self.subject)).pin()
         n = self.learned
         kinds: dict[str, dict[str, Any]] = {
             "plain": {},
@@ -146,7 +166,7 @@ class ModernSinks(Study):
         sweep = self._sweep(rows)
         missing = sum(r.key not in store.index.seals for r in self.readings())
         return Answer(
-            question=f"What becomes of a decoder trained on {self.length} tokens at up to {self.times[-1]} times that?",
+            question=f"What becomes of {self.subject or 'a decoder'} trained on {self.length} tokens at up to {self.times[-1]} times that?",
             sentences=self._sentences(),
             summary=say.summary(sweep, self._trainings(store)),
             curves=sweep.curves([o for o in say.OUTCOMES if sweep.has(o)]),
@@ -185,10 +205,12 @@ class ModernSinks(Study):
         return pl.DataFrame(rows, schema={**schema, "rows": pl.Int64})
 
     def _sentences(self) -> list[str]:
-        one = self._trained(self.training[0], self.seed).steps[0]
-        shown = one.model_copy(update={"sha256": None})
+        said = [
+            describe(s.model_copy(update={"sha256": None})) for s in self._trained(self.training[0], self.seed).steps
+        ]
+        first = self.subject or f"scratch ({self.size}, vocabulary {self.vocabulary})"
         return [
-            f"scratch ({self.size}, vocabulary {self.vocabulary}) → {describe(shown)} → streaming → extrapolation, continuation",
+            " → ".join([first, *said, "streaming", "extrapolation, continuation"]),
             f"for attention in {', '.join(dict.fromkeys(name for name, _ in self._cells))}; "
             f"context in {', '.join(f'{k} × {self.length}' for k in self.times)}; seed in {', '.join(map(str, self._seeds))}",
         ]
