@@ -9,6 +9,7 @@ Llama's are: a Llama checkpoint loads into it, strictly, and computes the same. 
 # annotations are not put off here: `@strict` checks every option against its type
 
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -127,6 +128,11 @@ class Where:
         self.at, self.frequencies, self.mask_BS = at, frequencies, mask_BS
         self._turns: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether positions are those of one text from its beginning, as they stand."""
+        return bool((self.at == torch.arange(self.at.shape[1], device=self.at.device)).all())
+
     def turns(self, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines [B, 1, T, D] of the new tokens' rotation, the same in all layers."""
         if kind not in self._turns:
@@ -183,23 +189,33 @@ class Attention(nn.Module):
         return self.o_proj(out.reshape(b, t, -1))
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Where, mask: Any, past: Any) -> Any:
-        """A long text is read in parts where nothing is learned from it: scores of all pairs would fill the memory."""
+        """A long text is read in parts where nothing is learned from it: scores of all pairs would fill the memory. Where
+        nothing but the window is asked, a part looks at the keys of its window and at the sinks, and not at all."""
         config, (b, heads, t, _), s = self.config, q.shape, k.shape[2]
         seen, key_at = where.seen(mask, s, past), where.of_keys(past, s)
+        sinks = config.sink_tokens if config.sinks in ("cache", "tokens") else 0
         rows = t if torch.is_grad_enabled() else max(1, SCORES // (b * heads * s))
+        near = config.window is not None and t > 2 * config.window and past is None and seen is None and where.in_order
+        if banded := near and config._attn_implementation != "lesion-maps":  # maps show all pairs
+            rows = min(rows, config.window)
         parts = []
         for i in range(0, t, rows):
             part = slice(i, i + rows)
+            keys: Any = slice(None)
+            if banded:
+                low = max(0, i - config.window + 1)
+                first = torch.arange(min(sinks, low), device=q.device)
+                keys = torch.cat((first, torch.arange(low, min(t, i + rows), device=q.device)))
             out, _ = attend(
                 q[:, :, part],
-                k,
-                v,
+                k[:, :, keys],
+                v[:, :, keys],
                 at_BT=where.at[:, part],
-                key_at_BS=key_at,
+                key_at_BS=key_at[:, keys],
                 seen=seen if seen is None or seen.shape[2] == 1 else seen[:, :, part],
                 frequencies=where.frequencies,
                 window=config.window,
-                sinks=config.sink_tokens if config.sinks in ("cache", "tokens") else 0,
+                sinks=sinks,
                 sink_logit=self.sink_logit,
             )
             parts.append(out)
@@ -295,6 +311,7 @@ class DecoderModel(DecoderPreTrainedModel):
         frequencies = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device, dtype=torch.float) / d)
         flat = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
         where = Where(position_ids.expand(len(x), -1), frequencies, flat)
+        where.turns(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
         mask = attention_mask
         if self.config.sinks == "none":
             mask = create_causal_mask(

@@ -7,13 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import takewhile
 from statistics import median
+from typing import Any
 
 from lesion.digest import named_tensors
+from lesion.fit import Training
+from lesion.loss import CHUNK_BYTES
 from lesion.store import Store
-from lesion.trial import Reading, Specimen, Step, Subject, Trial
+from lesion.trial import Reading, Specimen, Step, Subject, Trial, state_key
 
 ROW_BYTES = 700  # of a row in the log, from real labs
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers before any model
+KEEPS = 26  # times its width that a layer keeps of a token for the backward pass, roughly
+BFLOAT = 2.0  # times as fast as float32, roughly
 FORWARD_TOKENS = 1024  # about as many as pass through the model at a time
 PROBE_SIDE = 768
 
@@ -38,8 +43,12 @@ def plan(readings: Sequence[Reading], store: Store, force: bool = False) -> dict
     lines["items"] = f"{rows} rows, {sum(size[1] for size in known):,} tokens through the model, roughly"
     lines["time"] = _time(missing, sizes, store)
     lines["memory"] = _memory(missing)
-    kept = len({step.key for r in missing for step in r.trial.steps if step.keeps})
-    lines["disk"] = f"{_bytes(rows * ROW_BYTES)} of readings" + (f", {kept} kept states" if kept else "")
+    kept = _kept(missing, store)
+    if runs := [made for made in kept.values() if isinstance(made[1], Training)]:
+        lines["training"] = _training(runs)
+    disk = sum(4 * _parameters(subject) for subject, _ in kept.values())
+    states = f", {len(kept)} kept states of {_bytes(disk)} in all" if kept else ""
+    lines["disk"] = f"{_bytes(rows * ROW_BYTES)} of readings{states}"
     return lines
 
 
@@ -50,6 +59,44 @@ def check(readings: Sequence[Reading]) -> None:
         measure.size()
     for subject in _subjects(readings):
         _addresses(subject, readings)
+
+
+def _kept(missing: Sequence[Reading], store: Store) -> dict[str, tuple[Subject, Step]]:
+    """States that must be made and will be kept: key → what they are made of and by."""
+    found: dict[str, tuple[Subject, Step]] = {}
+    for trial in {r.trial.key: r.trial for r in missing}.values():
+        key = Trial(subject=trial.subject).key
+        for step in trial.steps:
+            key = state_key(key, step)
+            if step.keeps and store.state_folder(key) is None:
+                found[key] = trial.subject, step
+    return found
+
+
+def _training(runs: Sequence[tuple[Subject, Any]]) -> str:
+    """Time by 6 operations a parameter and token, and memory: weights, gradients and Adam's two states in float32, a chunk
+    of logits, and what a layer keeps of a token."""
+    tokens = sum(step.steps * step.batch * step.length for _, step in runs)
+    seconds = sum(
+        6.0 * _parameters(subject) * step.steps * step.batch * step.length / _rate()
+        / (BFLOAT if step.precision == "bfloat16" else 1)
+        for subject, step in runs
+    )  # fmt: skip
+    most = 0.0
+    for subject, step in runs:
+        config = subject.outline().config.get_text_config()
+        width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+        row = step.batch // step.split * step.length * width * 4
+        most = max(
+            most,
+            16.0 * _parameters(subject)
+            + 3 * CHUNK_BYTES
+            + row * (layers + KEEPS if step.recompute else layers * KEEPS),
+        )
+    return (
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {tokens:,} tokens, about {_span(seconds)} (guessed from a short matrix product on this "
+        f"machine), at the peak about {_bytes(most)}"
+    )
 
 
 def _time(missing: Sequence[Reading], sizes: dict[str, tuple[int, int] | None], store: Store) -> str:

@@ -166,7 +166,8 @@ class ModernSinks(Study):
         sweep = self._sweep(rows)
         missing = sum(r.key not in store.index.seals for r in self.readings())
         return Answer(
-            question=f"What becomes of {self.subject or 'a decoder'} trained on {self.length} tokens at up to {self.times[-1]} times that?",
+            question=f"What becomes of {self.subject or 'a decoder'} trained on {self.length} tokens at up to "
+            f"{self.times[-1]} times that?",
             sentences=self._sentences(),
             summary=say.summary(sweep, self._trainings(store)),
             curves=sweep.curves([o for o in say.OUTCOMES if sweep.has(o)]),
