@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from lesion import runs
+from lesion.compiling import compiled
 from lesion.loss import IGNORE, routers, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
@@ -59,6 +60,9 @@ class Training(BaseModel):
     clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0: any")
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="bfloat16: autocast over float32 weights"
+    )
+    compile: bool = Field(
+        default=False, description="compile layers and loss (torch.compile): faster, but for the first half a minute"
     )
     recompute: bool = Field(
         default=False,
@@ -121,7 +125,8 @@ def fit(
         team.model.activation_checkpointing_enable({"use_reentrant": False})
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
     team.model.train()
-    with fast_products(team.model), _signals() as asked, _metrics(folder, team.rank) as write:
+    arranged = compiled(team.model) if how.compile else nullcontext()
+    with fast_products(team.model), arranged, _signals() as asked, _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
             found = _step(team, made, data, how, step)
             _check(found["loss"], found["norm"], losses, how, step, folder)

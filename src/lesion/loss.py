@@ -9,6 +9,8 @@ chunk of logits instead of all of them twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +18,40 @@ import torch.nn.functional as F
 
 from lesion.products import times_transposed
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits that are held at a time
+CHUNK_BYTES = 8 * 2**20  # of float32 logits that are held at a time: what a processor keeps near
+LEAST = (
+    256  # tokens of a chunk at the least, for the product's sake: with a large vocabulary its weights are the larger
+)
 IGNORE = -100  # a target that is not scored
+
+
+def of_logits(logits: torch.Tensor, targets: torch.Tensor, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """−ln p of each target, 0 where it is not scored, in float32; and, where it is wanted, its gradient by the logits in
+    their type. logits [N, V], targets [N]."""
+    kind, scored = logits.dtype, targets != IGNORE
+    logits = logits.float()
+    lse = logits.logsumexp(-1)
+    nll = torch.where(scored, lse - logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1), 0.0)
+    if not wanted:
+        return nll, None
+    grad = (logits - lse[:, None]).exp_()
+    hot = torch.where(scored, targets, 0)[:, None]
+    grad.scatter_add_(1, hot, torch.full_like(hot, -1, dtype=grad.dtype))
+    return nll, grad.mul_(scored[:, None]).to(kind)
+
+
+_fused: Any = None  # `of_logits`, compiled, for the length of a `with fused()`
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """What is done to a chunk of logits is one loop over them, compiled for this processor."""
+    global _fused  # noqa: PLW0603  a setting of the process, as torch's own are
+    _fused = torch.compile(of_logits, dynamic=False)
+    try:
+        yield
+    finally:
+        _fused = None
 
 
 class _Sum(torch.autograd.Function):
@@ -30,17 +64,11 @@ class _Sum(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], targets[start : start + rows]
-            logits = times_transposed(h, weight).float()
-            scored = t != IGNORE
-            lse = logits.logsumexp(-1)
-            nll = lse - logits.gather(1, t.clamp(min=0)[:, None]).squeeze(1)
-            total += torch.where(scored, nll, 0.0).sum(dtype=torch.float64)
-            if not (wants_hidden or wants_weight):
+            logits, wanted = times_transposed(h, weight), wants_hidden or wants_weight
+            nll, grad = (_fused or of_logits)(logits, t, wanted)
+            total += nll.sum(dtype=torch.float64)
+            if grad is None:
                 continue
-            grad = logits.sub_(lse[:, None]).exp_()  # softmax, in the place of the logits
-            grad[scored.nonzero().squeeze(1), t[scored]] -= 1
-            grad *= scored[:, None]
-            grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = times_transposed(grad, turned)
             if grad_weight is not None:
@@ -68,7 +96,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden, weight = hidden.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))
-    rows = max(1, CHUNK_BYTES // (4 * len(weight)))
+    rows = max(LEAST, CHUNK_BYTES // (4 * len(weight)))
     with torch.autocast(kind, enabled=False):
         return _Sum.apply(hidden, weight, targets, rows)
 

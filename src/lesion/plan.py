@@ -87,14 +87,11 @@ def _training(runs: Sequence[tuple[Subject, Any]]) -> str:
         config = subject.outline().config.get_text_config()
         width, layers = int(config.hidden_size), int(config.num_hidden_layers)
         row = step.batch // step.split * step.length * width * 4
-        most = max(
-            most,
-            16.0 * _parameters(subject)
-            + 3 * CHUNK_BYTES
-            + row * (layers + KEEPS if step.recompute else layers * KEEPS),
-        )
+        kept = layers + KEEPS if step.recompute else layers * KEEPS
+        most = max(most, 16.0 * _parameters(subject) + 3 * CHUNK_BYTES + row * kept)
+    named = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {tokens:,} tokens, about {_span(seconds)} (guessed from a short matrix product on this "
+        f"{named}, {tokens:,} tokens, about {_span(seconds)} (guessed from a short matrix product on this "
         f"machine), at the peak about {_bytes(most)}"
     )
 

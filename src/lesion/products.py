@@ -36,8 +36,25 @@ def fits(*tensors: torch.Tensor) -> bool:
 def times_transposed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a [..., K] · b [N, K]ᵀ → [..., N]."""
     if fits(a, b) and a.numel() and b.numel():
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return _onednn(a, b, None)
     return a @ b.T
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        return torch.ops.lesion.onednn(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("lesion::onednn", mutates_args=())
+def _opaque(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same as an operator of our own: the compiler's knowledge of oneDNN's holds for constant weights only."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 class _Linear(torch.autograd.Function):
@@ -45,7 +62,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *above: torch.Tensor) -> Any:

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -264,3 +266,23 @@ def test_experts_are_trained_with_their_own_losses_and_drops_are_told(tmp_path):
     first = [metrics(tmp_path / name)[0] for name in ("heavy", "free")]
     assert first[0]["loss"] == pytest.approx(first[1]["loss"]), "the loss that is told is that of the text alone"
     assert first[0]["norm"] > 1.2 * first[1]["norm"], "and the gradient is not"
+
+
+def test_compiled_layers_compute_the_same_and_are_gone_on_with_to_the_same_bits(tmp_path):
+    """One test for all of it, since each process compiles for half a minute."""
+    shutil.which("g++") or pytest.skip("no C++ compiler")
+    how = HOW.model_copy(
+        update={"compile": True, "precision": "bfloat16", "steps": 6, "save_every": 2, "documents": "joined"}
+    )
+    joined = replace(data(), documents="joined")
+    whole, torn, plain = model(), model(), model()
+    fit(whole, joined, how, folder=tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(torn, joined, how, folder=tmp_path / "torn", tell=kill_at(3))
+    again = model()
+    fit(again, joined, how, folder=tmp_path / "torn")
+    assert same(weights(again), weights(whole)) and metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
+    fit(plain, joined, how.model_copy(update={"compile": False}), folder=tmp_path / "plain")
+    told = [[row["loss"] for row in metrics(tmp_path / name)] for name in ("whole", "plain")]
+    assert told[0] == pytest.approx(told[1], rel=3e-3)
+    assert all(m._compiled_call_impl is None for m in whole.modules())
