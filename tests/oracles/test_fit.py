@@ -268,6 +268,7 @@ def test_experts_are_trained_with_their_own_losses_and_drops_are_told(tmp_path):
     assert first[0]["norm"] > 1.2 * first[1]["norm"], "and the gradient is not"
 
 
+@pytest.mark.filterwarnings("ignore")  # the compiler looks at everything, and warns of what nobody reads
 def test_compiled_layers_compute_the_same_and_are_gone_on_with_to_the_same_bits(tmp_path):
     """One test for all of it, since each process compiles for half a minute."""
     shutil.which("g++") or pytest.skip("no C++ compiler")
