@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lesion.spec import Spec, find
-from lesion.trial import Reading
+from lesion.trial import Reading, Row
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,6 +54,24 @@ class Study(Spec):
     def check(self, store: Store) -> None:
         """Refuses a lab in which these options make no sense, before any work (ValueError)."""
         return
+
+    def rows(self, store: Store) -> dict[str, dict[str, Row]]:
+        """Reading → item → row, of all readings that are complete."""
+        found: dict[str, dict[str, Row]] = {}
+        for row in store.rows(r.key for r in self.readings()):
+            found.setdefault(row["reading"], {})[row["item"]] = row
+        return found
+
+    def missing(self, store: Store) -> int:
+        """Readings that are not there yet, or failed."""
+        return sum(r.key not in store.index.seals for r in self.readings())
+
+    def said_of_missing(self, store: Store) -> list[str]:
+        """A note, where there is anything to say."""
+        missing = self.missing(store)
+        return [f"{missing} of {len(self.readings())} readings are missing: run the same command again."] * bool(
+            missing
+        )
 
     @abstractmethod
     def answer(self, store: Store) -> Answer:

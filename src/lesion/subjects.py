@@ -261,6 +261,34 @@ class Tiny(Subject):
             return load_folder(folder(), self.pin(), device, "float32")
 
 
+class AsDecoder(Subject):
+    """A Llama as our own decoder: the same weights under the same names, every one of them, and so the same logits. What can
+    be done to our decoder's attention (`streaming`) can then be done to it."""
+
+    of: Subject = Field(description="a model of the Llama family, such as smollm2")
+
+    def outline(self) -> PreTrainedModel:
+        import torch
+
+        from lesion.decoder import DecoderForCausalLM
+        from lesion.shapes import config_of_llama
+
+        model = self.of.outline()
+        with torch.device("meta"):
+            return DecoderForCausalLM(config_of_llama(model.config)).to(model.dtype)
+
+    def load(self, device: str = "cpu") -> Specimen:
+        from lesion.decoder import DecoderForCausalLM
+        from lesion.shapes import config_of_llama
+
+        specimen = self.of.load(device)
+        model = DecoderForCausalLM(config_of_llama(specimen.model.config)).to(specimen.model.dtype)
+        model.load_state_dict(specimen.model.state_dict(), strict=True)
+        model.generation_config = specimen.model.generation_config
+        specimen.model, specimen.trial = model.to(device).eval(), Trial(subject=self)
+        return specimen
+
+
 def parse(text: str, dtype: str = "auto") -> Subject:
     """A subject as it is written on a command line: smollm2, tiny, tiny-llama, org/name, org/name@revision, ./folder.
 
@@ -269,6 +297,8 @@ def parse(text: str, dtype: str = "auto") -> Subject:
     chosen: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
     if text == SmolLM2.name:
         return SmolLM2(**chosen)
+    if text.startswith("decoder:"):
+        return AsDecoder(of=parse(text.removeprefix("decoder:"), dtype))
     if text == Tiny.name:
         if chosen:
             raise ValueError("tiny is held in float32; it has no other dtype")
@@ -281,5 +311,5 @@ def parse(text: str, dtype: str = "auto") -> Subject:
         return Hub(id=match[2], revision=match[3] or "main", **chosen)
     raise ValueError(
         f"no subject {text!r}; there are: smollm2, tiny, {', '.join(packaged.TINY)}, a folder (./path), "
-        "or a hub repository (org/name, org/name@revision)"
+        "or a hub repository (org/name, org/name@revision); decoder: before one of them makes a Llama our own decoder"
     )

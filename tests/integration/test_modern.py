@@ -68,7 +68,7 @@ def test_modern_sinks_reads_every_way_of_attending_at_every_context(tmp_path):
     near = curves.filter((pl.col("dose") == 1) & pl.col("site").is_in(["full attention", "window", "read afresh"]))
     assert near["value"].max() == pytest.approx(near["value"].min(), rel=1e-5), "nothing is beyond the window yet"
     claims = pl.read_json(folder / "tables" / "claims.json")
-    assert len(claims) == 8 and claims["verdict"].is_in(["supported", "contradicted", "inconclusive"]).all()
+    assert len(claims) == 9 and claims["verdict"].is_in(["supported", "contradicted", "inconclusive"]).all()
     texts = pl.read_json(folder / "tables" / "generations.json")
     assert len(texts) == 6 * 5 * 2 and (folder / "figures" / "perplexity.svg").is_file()
     assert "context, in training lengths" in (folder / "report.html").read_text()

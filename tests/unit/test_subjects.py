@@ -864,3 +864,15 @@ def test_a_token_that_cannot_be_sent_is_not_shown(nobody, monkeypatch, secret):
     with pytest.raises(ValueError, match="holds a character that no token has") as caught:
         Hub(id="a/b").pin()
     assert secret[:5] not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_llama_as_our_own_decoder_computes_the_same():
+    plain, ours = Scratch().load(), parse("decoder:tiny-llama").pin().load()
+    ids = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        assert torch.allclose(ours.model(ids).logits, plain.model(ids).logits, atol=1e-5)
+    assert ours.model.config.model_type == "lesion-decoder" and ours.trial.subject.of == Scratch()
+    assert parse("decoder:tiny-llama").outline().num_parameters() == plain.model.num_parameters()
+    for other, why in (("tiny-gpt2", "this is a gpt2"), ("tiny-qwen2", "this is a qwen2")):
+        with pytest.raises(ValueError, match=why):
+            parse(f"decoder:{other}").load()

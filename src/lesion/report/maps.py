@@ -135,7 +135,7 @@ def _grid(axes: Axes, values: np.ndarray, colours: Colormap) -> None:
     from matplotlib.patches import Rectangle
 
     layers, across = values.shape
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none")
+    _cells(axes, np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1)
     for layer, head in np.argwhere(np.isnan(values)):
         how: dict[str, Any] = {"facecolor": "none", "edgecolor": MUTED, "hatch": "////", "linewidth": 0.0}
         axes.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, gid=f"no-value-{layer}-{head}", **how))
@@ -149,10 +149,19 @@ def _grid(axes: Axes, values: np.ndarray, colours: Colormap) -> None:
 def _map(axes: Axes, mass: np.ndarray) -> None:
     from matplotlib.colors import PowerNorm
 
-    axes.imshow(mass, cmap=_colours(ABOVE), norm=PowerNorm(0.5, 0, 1), interpolation="none")
+    _cells(axes, mass, cmap=_colours(ABOVE), norm=PowerNorm(0.5, 0, 1))
     axes.set_xticks([])
     axes.set_yticks([])
     _framed(axes)
+
+
+def _cells(axes: Axes, values: np.ndarray, **how: Any) -> None:
+    """A cell for each value, the first row on top. Drawn as shapes: a page that loads nothing shows no picture in a picture."""
+    down, across = values.shape
+    x, y = np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5
+    axes.pcolormesh(x, y, values, edgecolors="face", linewidth=0.2, **how)
+    axes.set_xlim(x[0], x[-1])
+    axes.set_ylim(y[-1], y[0])
 
 
 def _framed(axes: Axes) -> None:
@@ -170,7 +179,8 @@ def _scale(figure: Figure, colours: Colormap, x: float, y: float, long: float, m
     """The colours from 0 to 1, and where a uniform head stands on them; x and y in inches."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes((x / width, y / height, long / width, 0.11 / height))
-    axes.imshow(np.linspace(0, 1, 64)[None], cmap=colours, vmin=0, vmax=1, aspect="auto", extent=(0, 1, 0, 1))
+    edges = np.linspace(0, 1, 65)
+    axes.pcolormesh(edges, [0, 1], (edges[:-1] + 1 / 128)[None], cmap=colours, vmin=0, vmax=1, linewidth=0)
     axes.set_yticks([])
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.tick_params(length=0, pad=2, labelcolor=MUTED, labelsize=SMALL)

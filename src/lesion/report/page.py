@@ -110,6 +110,7 @@ def build(
         notes=notes,
         files=sorted(made),
         words=words,
+        heading=f"By {words[1]}" if len(curves) else "Figures",
     )
     made["report.html"] = page.encode()
     for name, content in made.items():

@@ -15,7 +15,7 @@ SMOKE |= {"intermediate_size": 64}
 
 def shape(size: str) -> dict[str, Any]:
     """A shape by its name. Raises ValueError that lists what exists."""
-    from lesion.decoder import SIZES
+    from lesion.shapes import SIZES
     from lesion.tiny import SHAPE
 
     tiny = {name: value for name, value in SHAPE.items() if name in SMALL}

@@ -81,8 +81,9 @@ def generations(cells: Cells) -> pl.DataFrame:
     for seed, cell in cells.items():
         for row in cell.get("samples", {}).values():
             kept = {name: row[name] for name in ("prompt", "text", "correct", "stop", "tokens", "logprob")}
-            said = {"site": "samples", "dose": 1.0, "seed": seed, "group": "continuations"}
-            found.append({**said, **kept, "asked": row["asked"][-SHOWN:]})
+            said = {"site": f"seed {seed}", "dose": 1.0, "seed": seed, "group": "continuations"}
+            asked = row["asked"] if len(row["asked"]) <= SHOWN else "…" + row["asked"][-SHOWN:]
+            found.append({**said, **kept, "asked": asked})
     return pl.DataFrame(found, schema=GENERATIONS)
 
 

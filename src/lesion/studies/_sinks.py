@@ -40,9 +40,9 @@ def claims(sweep: Sweep, last: int, margin: float) -> pl.DataFrame:
     def at(site: str, k: float = float(last)) -> Any:
         return sweep.array(o, site, k)[0]
 
-    def worse(text: str, one: str, other: str, **more: Any) -> None:
+    def worse(text: str, one: str, other: str) -> None:
         if {one, other} <= set(sweep.sites):
-            found.append(tested(text, at(one), at(other), unit, o.name, **{"direction": 1, **more}))
+            found.append(tested(text, at(one), at(other), unit, o.name, direction=1, smallest=margin))
 
     far = f"at {last} × the training length"
     first, fresh = "window + first tokens", "read afresh"
@@ -53,6 +53,9 @@ def claims(sweep: Sweep, last: int, margin: float) -> pl.DataFrame:
     if {first, fresh} <= set(sweep.sites):
         text = f"With the first tokens kept nothing is lost {far}: within {margin:g} nats of reading afresh"
         found.append(the_same(text, at(first), at(fresh), unit, margin))
+    if {"window", first} <= set(sweep.sites):
+        text = f"The first tokens do not matter {far}: a window alone is within {margin:g} nats of one that keeps them"
+        found.append(the_same(text, at("window"), at(first), unit, margin))
     worse(f"A window alone predicts worse {far} than a model trained with sink tokens", "window", "learned sink tokens")
     worse(f"Kept first tokens predict worse {far} than learned sink tokens", first, "learned sink tokens")
     logits = "learned sink logits + window"

@@ -215,12 +215,9 @@ class Degrade(Study):
         from lesion.report.page import GENERATIONS
         from lesion.studies import _degrade as say
 
-        rows: dict[str, dict[str, Any]] = {}
-        for row in store.rows(r.key for r in self.readings()):
-            rows.setdefault(row["reading"], {})[row["item"]] = row
+        rows = self.rows(store)
         sweep = self._sweep(rows)
         outcomes = [outcome for outcome in self._outcomes(rows) if sweep.has(outcome)]
-        missing = sum(r.key not in store.index.seals for r in self.readings())
         matched = say.matched(sweep, outcomes)
         return Answer(
             question=f"How does {self.subject} fail under {self.method} of {', '.join(self.site)}?",
@@ -236,8 +233,8 @@ class Degrade(Study):
                 **({"matched damage": matched.table} if matched else {}),
                 **({"agreement of judges": say.agreement(sweep, outcomes)} if len(self.judges) > 1 else {}),
             },
-            notes=self._notes(store, missing),
-            missing=missing,
+            notes=[*self._notes(store), *self.said_of_missing(store)],
+            missing=self.missing(store),
             files=self._files(store, rows),
         )
 
@@ -315,7 +312,7 @@ class Degrade(Study):
             f"dose in {', '.join(f'{d:g}' for d in self.doses)}; seed in {', '.join(map(str, self._seeds))}",
         ]
 
-    def _notes(self, store: Store, missing: int) -> list[str]:
+    def _notes(self, store: Store) -> list[str]:
         notes = [
             "Intervals: 95 %, crossed bootstrap over seeds and items. Perplexity ratio and every effect are paired with the "
             "undamaged model on the same documents, prompts and sampling noise; p values are corrected after Holm.",
@@ -328,6 +325,4 @@ class Degrade(Study):
         ledgers = [state["ledger"] for state in store.index.states.values()]
         if tied and any(entry.get("tied") for ledger in ledgers for entry in ledger):
             notes.append(f"Input embedding and output head are one tensor here: damage to {tied[0]} is damage to both.")
-        if missing:
-            notes.append(f"{missing} of {len(self.readings())} readings are missing: run the same command again.")
         return notes

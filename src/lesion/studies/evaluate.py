@@ -110,18 +110,13 @@ class Evaluate(Study):
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _evaluate as say
 
-        rows: dict[str, dict[str, Any]] = {}
-        for row in store.rows(r.key for r in self.readings()):
-            rows.setdefault(row["reading"], {})[row["item"]] = row
+        rows = self.rows(store)
         cells = {
             name: {kind: rows[r.key] for kind, r in cell.items() if r.key in rows} for name, cell in self._cells.items()
         }
-        missing = sum(r.key not in store.index.seals for r in self.readings())
         notes = [
             "Intervals: 95 %, bootstrap over documents or prompts. All models read the same; tokens are their own."
         ]
-        if missing:
-            notes.append(f"{missing} of {len(self.readings())} readings are missing: run the same command again.")
         return Answer(
             question=f"How do {len(cells)} models that are there already predict {self.corpus}, and what do they write?",
             sentences=[f"{trial} → {', '.join(self.measures)}" for trial in self._trials.values()],
@@ -129,8 +124,8 @@ class Evaluate(Study):
             curves=say.no_curves(),
             generations=say.generations(cells, self.seed),
             claims=say.claims(cells) if "perplexity" in self.measures and len(cells) > 1 else None,
-            notes=notes,
-            missing=missing,
+            notes=[*notes, *self.said_of_missing(store)],
+            missing=self.missing(store),
             files=say.files(cells),
             words=("model", "run"),
         )

@@ -138,9 +138,7 @@ class ModernLm(Study):
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _lm as say
 
-        rows: dict[str, dict[str, Any]] = {}
-        for row in store.rows(r.key for r in self.readings()):
-            rows.setdefault(row["reading"], {})[row["item"]] = row
+        rows = self.rows(store)
         cells = {
             seed: {name: rows[r.key] for name, r in cell.items() if r.key in rows} for seed, cell in self._cells.items()
         }
@@ -149,13 +147,10 @@ class ModernLm(Study):
             for seed, trial in self._trials.items()
             if trial.key in store.index.states
         }
-        missing = sum(r.key not in store.index.seals for r in self.readings())
         notes = [
             "The model and both n-gram models score the same tokens of the same documents; bits a byte are what they cost. "
             "The n-gram models are interpolated Kneser-Ney (Chen & Goodman 1998), counted on the training text.",
         ]
-        if missing:
-            notes.append(f"{missing} of {len(self.readings())} readings are missing: run the same command again.")
         what = self.subject or f"a decoder of size {self.size} trained on {self.corpus}"
         return Answer(
             question=f"How well does {what} predict and write {self.held_out}, and does it beat counting?",
@@ -165,10 +160,10 @@ class ModernLm(Study):
             generations=say.generations(cells),
             claims=say.claims(cells),
             drawings=say.drawings(cells),
-            notes=notes,
-            missing=missing,
+            notes=[*notes, *self.said_of_missing(store)],
+            missing=self.missing(store),
             files=say.files(cells),
-            words=("loss of", "step"),
+            words=("model", "step"),
         )
 
     def _sentence(self) -> str:

@@ -160,11 +160,8 @@ class ModernSinks(Study):
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _sinks as say
 
-        rows: dict[str, dict[str, Any]] = {}
-        for row in store.rows(r.key for r in self.readings()):
-            rows.setdefault(row["reading"], {})[row["item"]] = row
+        rows = self.rows(store)
         sweep = self._sweep(rows)
-        missing = sum(r.key not in store.index.seals for r in self.readings())
         return Answer(
             question=f"What becomes of {self.subject or 'a decoder'} trained on {self.length} tokens at up to "
             f"{self.times[-1]} times that?",
@@ -174,8 +171,8 @@ class ModernSinks(Study):
             generations=say.generations(self._cells, rows),
             claims=say.claims(sweep, self.times[-1], MARGIN),
             extra={"training": self._trainings(store)},
-            notes=self._notes(missing),
-            missing=missing,
+            notes=[*self._notes(), *self.said_of_missing(store)],
+            missing=self.missing(store),
             words=("attention", "context, in training lengths"),
         )
 
@@ -216,7 +213,7 @@ class ModernSinks(Study):
             f"context in {', '.join(f'{k} × {self.length}' for k in self.times)}; seed in {', '.join(map(str, self._seeds))}",
         ]
 
-    def _notes(self, missing: int) -> list[str]:
+    def _notes(self) -> list[str]:
         notes = [
             "Every point is the perplexity of the same tokens: the last half of a training length at the end of the context. "
             "Intervals: 95 %, crossed bootstrap over trainings and stretches of text; p values are corrected after Holm.",
@@ -225,6 +222,4 @@ class ModernSinks(Study):
         ]
         if self.repeats == 1:
             notes.append("One training of each: the intervals speak of texts only, not of another training.")
-        if missing:
-            notes.append(f"{missing} of {len(self.readings())} readings are missing: run the same command again.")
         return notes
