@@ -349,7 +349,7 @@ def test_the_figure_shows_the_most_and_the_least_and_hatches_what_is_missing():
         figure = maps.panel(rows, "Attention")
     grids = figure.axes[0], figure.axes[2]
     for axes, name in zip(grids, ("sink", "ratio"), strict=True):
-        shown = axes.images[0].get_array()
+        shown = axes.collections[0].get_array()
         assert [p.get_gid() for p in axes.patches] == ["no-value-2-3"] and shown.mask.sum() == 1
         assert shown.compressed().tolist() == each[name].drop_nulls().to_list()
     drawing = maps.draw(rows, "Attention <i>")
