@@ -38,6 +38,7 @@ def the_same(text: str, after: Array, before: Array, unit: str, margin: float) -
     e = equivalent(after, before, margin)
     said = {"equivalent": "supported", "different": "contradicted"}.get(e.verdict, "inconclusive")
     row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit, "p": e.p}
+    row |= {"items": count, "seeds": len(after)}
     return {"claim": text, **row, "test": "two one-sided t tests, interval at 90 %", "verdict": said}
 
 
