@@ -122,6 +122,11 @@ class Shards(Copies):
                 fully_shard(module)
         fully_shard(self.loss)
 
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The shares, which the optimizer knows: after an evaluation what was gathered for it is still there."""
+        self.loss.reshard()
+        yield from super().named()
+
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

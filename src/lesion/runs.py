@@ -1,7 +1,7 @@
 """A training run on disk: checkpoints that are whole or not there, and `metrics.jsonl`, a line a step.
 
 run.json                    which run this is: settings, data, first weights
-step-00000100/              model.safetensors, optimizer.safetensors; the last KEPT stay
+step-00000100/              model.safetensors, optimizer.safetensors, digest; the last KEPT stay
 metrics.jsonl               what came after the last checkpoint is computed again, to the same bits
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lesion.packing import Packed
 from lesion.ranks import Alone
 
+logger = logging.getLogger("lesion")
 KEPT = 2  # checkpoints that stay
 CURVE = 40  # points of the loss that a ledger keeps
 
@@ -54,6 +57,7 @@ def save(folder: Path, team: Alone, made: torch.optim.Optimizer, step: int) -> N
         aside.mkdir(parents=True)
         save_file(weights, aside / "model.safetensors")
         save_file(state, aside / "optimizer.safetensors")
+        (aside / "digest").write_text(_digest(weights, state))
         for path in aside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -70,20 +74,23 @@ def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> 
     if known.is_file() and json.loads(known.read_text())["run"] != key:
         raise ValueError(f"{folder} holds another run: other settings, data or first weights")
     team.wait()
-    saved = max(folder.glob("step-*"), default=None)
-    first = int(saved.name.removeprefix("step-")) if saved else 0
+    damaged: list[Path] = []
+    first, weights, state = _newest(folder, damaged)
+    team.wait()
     if team.rank == 0:
+        for path in damaged:
+            path.rename(_unused(path))
         known.write_text(json.dumps({"run": key}))
         if (metrics := folder / "metrics.jsonl").is_file():
             lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
             metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first))
     team.wait()
-    if saved is None:
+    if first == 0:
         return 0
-    weights, state = load_file(saved / "model.safetensors"), load_file(saved / "optimizer.safetensors")
     parameters = dict(team.named())
     if weights.keys() != parameters.keys():
-        raise ValueError(f"{saved} does not hold this model: {sorted(weights.keys() ^ parameters.keys())[:3]}")
+        odd = sorted(weights.keys() ^ parameters.keys())
+        raise ValueError(f"step {first} in {folder} does not hold this model: {odd[:3]}")
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(team.part(weights[name], p))
@@ -91,6 +98,35 @@ def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> 
         name, _, field = place.rpartition("/")
         made.state[parameters[name]][field] = team.part(value, parameters[name])
     return first
+
+
+def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Step, weights and optimizer's state of the newest checkpoint that is what it was when it was written; 0 where there is
+    none. Those that are not are said aloud and added to `damaged`."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            weights, state = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+            if (path / "digest").read_text() == _digest(weights, state):
+                return int(path.name.removeprefix("step-")), weights, state
+            why = "its digest is another"
+        except (OSError, ValueError, SafetensorError) as error:
+            why = str(error)
+        damaged.append(path)
+        logger.warning("checkpoint %s is damaged (%s): going on from the one before it, or from the start", path, why)
+    return 0, {}, {}
+
+
+def _digest(*parts: dict[str, torch.Tensor]) -> str:
+    from lesion.digest import tensor_digest
+
+    lines = [f"{name} {tensor_digest(part[name])}" for part in parts for name in sorted(part)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _unused(path: Path) -> Path:
+    """A name for a damaged checkpoint, which is kept for whoever wants to see what happened to it."""
+    names = (path.with_name(f"damaged-{path.name}-{n}") for n in range(1, 10**6))
+    return next(name for name in names if not name.exists())
 
 
 def losses(folder: Path) -> list[float]:
