@@ -13,6 +13,7 @@ import transformers
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
+torch.set_num_threads = lambda _: None  # a command that runs inside a test would take the cores of its neighbours
 
 
 @pytest.fixture
