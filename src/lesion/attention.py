@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from lesion import decoder
+from lesion.inference import additive
 
 Hear = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Told of each layer: its number, its probabilities [B, H, T, S], and the mass on nothing [B, H, T]."""
@@ -76,8 +77,8 @@ def told_attention(
         raise ValueError(f"the attention of {type(module).__name__} has a position bias, which is not listened to here")
     t, s = query.shape[2], key.shape[2]
     if attention_mask is None and getattr(module, "is_causal", True):
-        hidden = torch.ones(t, s, dtype=torch.bool, device=query.device).triu(s - t + 1)
-        attention_mask = torch.zeros(t, s, device=query.device).masked_fill_(hidden, torch.finfo(torch.float32).min)
+        seen = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
+        attention_mask = additive(seen, torch.float32)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     weights, nothing = probabilities(query, key, attention_mask, scaling, softcap, s_aux)
     _tell(module, weights, nothing)

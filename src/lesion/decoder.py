@@ -111,7 +111,7 @@ class Attention(nn.Module):
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Where, mask: Any, past: Any) -> Any:
         """A long text is read in parts where nothing is learned from it: scores of all pairs would fill the memory. Where
-        nothing but the window is asked, a part looks at the keys of its window and at the sinks, and not at all."""
+        nothing but the window is asked, a part looks at the keys of its window and at the sinks, and not at all keys."""
         config, (b, heads, t, _), s = self.config, q.shape, k.shape[2]
         seen, key_at = where.seen(mask, s, past), where.of_keys(past, s)
         sinks = config.sink_tokens if config.sinks in ("cache", "tokens") else 0
@@ -232,9 +232,10 @@ class DecoderModel(DecoderPreTrainedModel):
         frequencies = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device, dtype=torch.float) / d)
         flat = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
         where = Where(position_ids.expand(len(x), -1), frequencies, flat)
-        where.turns(torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
         mask = attention_mask
         if self.config.sinks == "none":
+            kind = x.device.type  # turned here and not in the first layer, so that all compiled layers find the same
+            where.turns(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
             mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=x,

@@ -138,7 +138,7 @@ def fit(
             rate = found["tokens"] * (done - first) / spent
             write({**last, "seconds": spent})
             if tell is not None and team.rank == 0:
-                tell("train", steps=how.steps, rate=rate, **last)
+                tell("train", steps=how.steps, rate=rate, left=(how.steps - done) * spent / (done - first), **last)
             stop = team.total(asked.is_set()) > 0
             if done < how.steps and (stop or done % how.save_every == 0):
                 runs.save(folder, team, made, done)

@@ -112,7 +112,12 @@ class SlotCache(Cache):
         if window is not None:
             seen &= column > at - window
         seen[..., 0] |= self.at[:, None] == self.columns - 1  # padding sees something, so that it stays finite
-        return torch.zeros(seen.shape, dtype=dtype, device=self.at.device).masked_fill_(~seen, torch.finfo(dtype).min)
+        return additive(seen, dtype)
+
+
+def additive(seen: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """A mask to be added to scores: 0 where something is seen, the least number of its type elsewhere."""
+    return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill_(~seen, torch.finfo(kind).min)
 
 
 def grouped_attention(
@@ -147,7 +152,7 @@ def grouped_attention(
         if attention_mask is None:
             attention_mask = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)
         if not attention_mask.is_floating_point():
-            attention_mask = torch.zeros_like(scores).masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+            attention_mask = additive(attention_mask, scores.dtype)
         out = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(value.dtype) @ value.repeat_interleave(
             heads // groups, 1
         )

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from lesion.inference import fused_attention
+from lesion.inference import additive, fused_attention
 
 LONGEST = 512  # tokens of a row up to which attention goes by its formula: beyond, its scores would fill the memory
 
@@ -105,20 +105,14 @@ def attention(
     kind = torch.get_autocast_dtype("cpu")
     q, k, v = (part.to(kind).repeat_interleave(heads // part.shape[1], 1).flatten(0, 1) for part in (query, key, value))
     if attention_mask is None:
-        mask = _causal(t, kind)  # one for all rows and heads: what is broadcast is read from the cache
+        below = torch.ones(1, t, t, dtype=torch.bool).tril()
+        mask = additive(below, kind)  # one for all rows and heads: what is broadcast is read from the cache
     else:
         if attention_mask.dtype == torch.bool:
-            nothing = torch.zeros(attention_mask.shape, dtype=kind)
-            attention_mask = nothing.masked_fill_(~attention_mask, torch.finfo(kind).min)
+            attention_mask = additive(attention_mask, kind)
         mask = attention_mask.to(kind).expand(b, heads, t, t).reshape(b * heads, t, t)
     scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling)
     return torch.bmm(scores.softmax(-1), v).view(b, heads, t, d).transpose(1, 2), None
-
-
-def _causal(t: int, kind: torch.dtype) -> torch.Tensor:
-    """Additive causal mask [1, T, T]."""
-    below = torch.ones(t, t, dtype=torch.bool).tril()
-    return torch.zeros(t, t, dtype=kind).masked_fill_(~below, torch.finfo(kind).min)[None]
 
 
 AttentionInterface.register("lesion-train", attention)

@@ -90,7 +90,7 @@ class Progress:
                 logger.debug("%s", self.now)
             case "train":
                 loss, rate = told["loss"], told["rate"]
-                left = _span((told["steps"] - told["step"]) * told["tokens"] / rate)
+                left = _span(told["left"])
                 self.now = f"training {told['step']}/{told['steps']}, loss {loss:.3f}, {rate:.0f} tokens/s, {left} left"
             case "rows":
                 self.now = f"{told['measure'].name} {told['done']}/{told['items']}"

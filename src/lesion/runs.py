@@ -117,10 +117,9 @@ def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Ten
 
 
 def _digest(*parts: dict[str, torch.Tensor]) -> str:
-    from lesion.digest import tensor_digest
+    from lesion.digest import combined, tensor_digest
 
-    lines = [f"{name} {tensor_digest(part[name])}" for part in parts for name in sorted(part)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return combined({f"{i} {name}": tensor_digest(t) for i, part in enumerate(parts) for name, t in part.items()})
 
 
 def _unused(path: Path) -> Path:

@@ -91,13 +91,13 @@ class Spec(BaseModel):
         moved = {name: value for name, value in moved.items() if value is not getattr(self, name)}
         return self.model_copy(update=moved) if moved else self
 
-    def with_digest(self, what: str, found: str) -> Self:
-        """The same spec with its field `sha256` filled in. Raises ValueError where it names another digest already:
-        `what` has changed since."""
-        known: str | None = getattr(self, "sha256")  # noqa: B009  only specs of files have it
+    def with_digest(self, what: str, found: str, field: str = "sha256") -> Self:
+        """The same spec with its field `sha256` (or another one) filled in. Raises ValueError where it names another digest
+        already: `what` has changed since."""
+        known: str | None = getattr(self, field)
         if known not in (None, found):
             raise ValueError(f"{what} was to have sha256 {known} but has {found}")
-        return self if known else self.model_copy(update={"sha256": found})
+        return self if known else self.model_copy(update={field: found})
 
     def identity(self) -> Any:
         """The JSON value that the key is made of: everything, unless a field only says where to look."""

@@ -9,9 +9,12 @@ Nothing in an answer comes from anywhere but the rows.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import model_validator
 
 from lesion.spec import Spec, find
 from lesion.trial import Reading, Row
@@ -46,6 +49,16 @@ class Study(Spec):
     """Base of every study. Its fields are the options of `lesion run NAME`."""
 
     family: ClassVar[str] = "study"
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a preset or a tier that was asked for says of the other options."""
+        return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _where_nothing_else_is_said(cls, given: Any) -> Any:
+        return {**cls.defaults(given), **given} if isinstance(given, dict) else given
 
     @abstractmethod
     def readings(self) -> list[Reading]:

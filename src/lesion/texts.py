@@ -19,6 +19,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def _name(file: str) -> str:
     return file.split(".")[0]
 
 
+@lru_cache(maxsize=2)  # by content; a study pins its corpus once for each sentence
 def _unpacked(path: Path, data: bytes) -> bytes:
     import lzma
 

@@ -72,8 +72,10 @@ def _make(target: Path) -> None:
 
     def tell(what: str, **told: Any) -> None:
         if what == "train" and time.monotonic() - spoke[0] > SAID_EVERY_S:
-            spoke[0], left = time.monotonic(), (told["steps"] - told["step"]) * told["tokens"] / told["rate"]
-            log.info("tiny: step %d of %d, loss %.2f, %.0f s left", told["step"], told["steps"], told["loss"], left)
+            spoke[0] = time.monotonic()
+            log.info(
+                "tiny: step %d of %d, loss %.2f, %.0f s left", *(told[n] for n in ("step", "steps", "loss", "left"))
+            )
 
     log.info("training tiny, once for this machine: about three minutes on two cores")
     trial, work = recipe(), target.with_name(f".{target.name}.work")

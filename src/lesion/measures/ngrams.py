@@ -28,10 +28,8 @@ class Ngrams(OfDocuments):
     counted_sha256: str | None = Field(default=None, description="its digest; filled in when the reading is pinned")
 
     def pin(self) -> Self:
-        pinned, found = super().pin(), corpus_digest(self.counted)
-        if self.counted_sha256 not in (None, found):
-            raise ValueError(f"corpus {self.counted!r} was to have sha256 {self.counted_sha256} but has {found}")
-        return pinned if pinned.counted_sha256 else pinned.model_copy(update={"counted_sha256": found})
+        counted = f"corpus {self.counted!r}"
+        return super().pin().with_digest(counted, corpus_digest(self.counted), "counted_sha256")
 
     def size(self) -> tuple[int, int]:
         return len(self.chosen()), 0

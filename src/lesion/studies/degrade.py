@@ -10,6 +10,7 @@ predictions have moved equally far from the healthy model's.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -81,14 +82,9 @@ class Degrade(Study):
     window: int = Field(default=512, ge=2, description="perplexity window, in tokens")
     stride: int = Field(default=256, ge=1, description="perplexity stride, in tokens")
 
-    @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
-        """What a preset says counts where nothing else is said."""
-        if not isinstance(given, dict) or given.get("preset", "none") not in PRESETS:
-            return given
-        tiers = PRESETS[given["preset"]]
-        return {**tiers.get(given.get("tier", "full"), {}), **given}
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return PRESETS.get(given.get("preset", "none"), {}).get(given.get("tier", "full"), {})
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

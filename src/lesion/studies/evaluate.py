@@ -9,6 +9,7 @@ subjects. Every model is compared with the first one, document by document.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -44,12 +45,9 @@ class Evaluate(Study):
     temperature: float = Field(default=0.8, ge=0, description="0: greedy")
     seed: int = Field(default=0, ge=0, description="of the sampling")
 
-    @model_validator(mode="before")
     @classmethod
-    def _tier(cls, given: Any) -> Any:
-        quick = {"documents": 2, "tokens": 64, "prompts": 4, "new_tokens": 8}
-        smoke = isinstance(given, dict) and given.get("tier") == "smoke"
-        return {**quick, **given} if smoke else given
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"documents": 2, "tokens": 64, "prompts": 4, "new_tokens": 8} if given.get("tier") == "smoke" else {}
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

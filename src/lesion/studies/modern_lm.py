@@ -8,6 +8,7 @@ document by document. A model that does not beat it has learned less than which 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -79,13 +80,9 @@ class ModernLm(Study):
     repeats: int = Field(default=1, ge=1, description="trainings: seed, seed + 1, …")
     seed: int = Field(default=0, ge=0, description="first seed")
 
-    @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, given: Any) -> Any:
-        """What a preset and a tier say counts where nothing else is said."""
-        if not isinstance(given, dict):
-            return given
-        return {**PRESETS.get(given.get("preset", "none"), {}), **TIERS.get(given.get("tier", "full"), {}), **given}
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {**PRESETS.get(given.get("preset", "none"), {}), **TIERS.get(given.get("tier", "full"), {})}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

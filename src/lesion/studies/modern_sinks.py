@@ -10,6 +10,7 @@ tokens kept beside the window; others were trained with learned sink tokens or w
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -69,11 +70,9 @@ class ModernSinks(Study):
     repeats: int = Field(default=3, ge=1, description="trainings of each decoder: seed, seed + 1, …")
     seed: int = Field(default=0, ge=0, description="first seed")
 
-    @model_validator(mode="before")
     @classmethod
-    def _tier(cls, given: Any) -> Any:
-        """What a tier says counts where nothing else is said."""
-        return {**TIERS.get(given.get("tier", "full"), {}), **given} if isinstance(given, dict) else given
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return TIERS.get(given.get("tier", "full"), {})
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -86,14 +85,10 @@ class ModernSinks(Study):
             raise ValueError(f"a window of {self.length} has no room beside {max(self.sinks, self.learned)} sinks")
         return self
 
-    def _trained(self, kind: str, seed: int) -> Trial:
-        if (kind, seed) not in self._made:
-            self._made[kind, seed] = self._sentence(kind, seed)
-        return self._made[kind, seed]
-
     @cached_property
-    def _made(self) -> dict[tuple[str, int], Trial]:
-        return {}
+    def _trained(self) -> dict[str, dict[int, Trial]]:
+        """Kind of training → seed → the decoder as it was trained."""
+        return {kind: {seed: self._sentence(kind, seed) for seed in self._seeds} for kind in self.training}
 
     def _sentence(self, kind: str, seed: int) -> Trial:
         if self.subject:
@@ -117,8 +112,7 @@ class ModernSinks(Study):
 
         found: dict[str, dict[int, Trial]] = {}
         t = self.length
-        bases = {kind: {s: self._trained(kind, s) for s in self._seeds} for kind in self.training}
-        for kind, of_seed in bases.items():
+        for kind, of_seed in self._trained.items():
             found[TRAINED[kind] if kind != "plain" else "full attention"] = of_seed
             alone = Streaming(window=t, sinks=0)
             if kind == "plain":
@@ -194,7 +188,7 @@ class ModernSinks(Study):
 
         rows = []
         for kind, seed in itertools.product(self.training, self._seeds):
-            key = self._trained(kind, seed).key
+            key = self._trained[kind][seed].key
             ledger = store.index.states[key]["ledger"] if key in store.index.states else []
             facts: dict[str, Any] = next((entry["facts"] for entry in ledger if "facts" in entry), {})
             rows.append({"decoder": TRAINED[kind], "seed": seed, "parameters": facts.get("trained")})
@@ -204,7 +198,7 @@ class ModernSinks(Study):
 
     def _sentences(self) -> list[str]:
         said = [
-            describe(s.model_copy(update={"sha256": None})) for s in self._trained(self.training[0], self.seed).steps
+            describe(s.model_copy(update={"sha256": None})) for s in self._trained[self.training[0]][self.seed].steps
         ]
         first = self.subject or f"scratch ({self.size}, vocabulary {self.vocabulary})"
         return [
