@@ -5,7 +5,7 @@ KEY := $(shell cksum < pyproject.toml | tr ' ' '-')
 READY := $(VENV)/ready-$(KEY)
 HERE := $(VENV)/here-$(shell pwd | cksum | tr ' ' '-')
 
-.PHONY: demo test unit check setup bench clean
+.PHONY: demo test faults unit check setup bench clean
 
 demo: setup
 	$(VENV)/bin/lesion run degrade --subject smollm2 --method mult-gauss \
@@ -15,6 +15,9 @@ demo: setup
 
 test: setup check
 	$(VENV)/bin/python -m pytest -n 2 tests
+
+faults: setup
+	$(VENV)/bin/python -m pytest -n 2 -v tests/faults
 
 unit: setup
 	$(VENV)/bin/python -m pytest tests/unit

@@ -41,7 +41,7 @@ def torn(folder):
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_the_one_before_it_is_used(tmp_path, whole, caplog, how):
+def test_the_one_before_it_is_used(tmp_path, whole, caplog, how, fault):
     torn(tmp_path)
     DAMAGE[how](tmp_path / "step-00000008")
     again = model()
@@ -51,6 +51,7 @@ def test_the_one_before_it_is_used(tmp_path, whole, caplog, how):
     assert "step-00000008 is damaged" in said and "going on from the one before it" in said
     assert same(weights(again), whole[0]) and metrics(tmp_path) == whole[1] and facts == whole[2]
     assert (tmp_path / "damaged-step-00000008-1").is_dir(), "it is kept aside, and a new one stands in its place"
+    fault("newest checkpoint damaged", how, "said aloud, the one before it used, finished bit-identical")
 
 
 def test_with_none_that_is_whole_it_begins_again(tmp_path, whole, caplog):

@@ -20,7 +20,7 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lab_under_any_name_holds_the_same(tmp_path, plain, name):
+def test_a_lab_under_any_name_holds_the_same(tmp_path, plain, name, fault):
     lab = tmp_path / name
     assert run([*STUDY, "--lab", str(lab)]) == 0
     assert list(Store(lab).canonical()) == plain
@@ -30,9 +30,10 @@ def test_a_lab_under_any_name_holds_the_same(tmp_path, plain, name):
     target = tmp_path / f"{name[:20]} out"
     assert run(["export", "rows", str(target), "--lab", str(lab)]) == 0
     assert target.read_bytes() == b"".join(plain)
+    fault("odd lab path", "spaces, quotes, newline, unicode, 200 letters", "finished, byte-identical")
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, plain, monkeypatch):
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, plain, monkeypatch, fault):
     real, calls = time.time, []
 
     def backwards():
@@ -44,3 +45,4 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, plain, monkeypatc
     assert run([*STUDY, "--measures", "perplexity", "--lab", str(lab)]) == 0  # a part of it first
     assert run([*STUDY, "--lab", str(lab)]) == 0
     assert list(Store(lab).canonical()) == plain and len(calls) > 2
+    fault("clock going backwards", "an hour at every look", "finished, byte-identical", len(calls))
