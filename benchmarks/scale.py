@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lesion.forest import forest
 from lesion.measures.generation import Generation
 from lesion.steps.noise import Noise
 from lesion.store import Seal, Store
 from lesion.trial import Reading, Specimen, Subject, Trial
-from lesion.walk import forest
 
 SITES = ("attention.value", "mlp", "embedding", "attention.query", "mlp.out")
 DOSES = tuple(round(0.05 * step, 2) for step in range(1, 21))

@@ -30,6 +30,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from lesion.bench import Undo
 from lesion.digest import digests
 from lesion.steps.ablate import Ablate
 from lesion.steps.noise import Noise
@@ -37,7 +38,6 @@ from lesion.steps.quantise import Quantise
 from lesion.streams import BLOCK, normals, uniforms
 from lesion.subjects import Scratch
 from lesion.trial import Specimen, Step
-from lesion.walk import Undo
 
 SHAPE = {
     "hidden_size": 576,

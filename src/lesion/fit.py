@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,6 +29,7 @@ from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
 from lesion.products import fast_products
 from lesion.ranks import Alone, Shards, enter
+from lesion.stopping import asked, listening
 from lesion.trial import Unfinished
 
 RECENT = 50  # losses among which a spike stands out
@@ -126,7 +125,7 @@ def fit(
     last: dict[str, Any] = {"loss": losses[-1] if losses else None}
     team.model.train()
     arranged = compiled(team.model) if how.compile else nullcontext()
-    with fast_products(team.model), arranged, _signals() as asked, _metrics(folder, team.rank) as write:
+    with fast_products(team.model), arranged, listening(), _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
             found = _step(team, made, data, how, step)
             _check(found["loss"], found["norm"], losses, how, step, folder)
@@ -139,7 +138,7 @@ def fit(
             write({**last, "seconds": spent})
             if tell is not None and team.rank == 0:
                 tell("train", steps=how.steps, rate=rate, left=(how.steps - done) * spent / (done - first), **last)
-            stop = team.total(asked.is_set()) > 0
+            stop = team.total(asked()) > 0
             if done < how.steps and (stop or done % how.save_every == 0):
                 runs.save(folder, team, made, done)
             if done < how.steps and stop:
@@ -230,18 +229,3 @@ def _metrics(folder: Path, rank: int) -> Iterator[Callable[[dict[str, Any]], Non
                 file.flush()
 
         yield write
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Set once SIGTERM or SIGUSR1 comes: what a scheduler sends before it takes the machine away."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

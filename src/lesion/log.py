@@ -17,7 +17,6 @@ import json
 import math
 import os
 import secrets
-import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
+
+from lesion.leases import host_word, is_gone, whoami
 
 Record = dict[str, Any]
 
@@ -37,48 +37,47 @@ ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed proces
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
+class Unwritable(OSError):
+    """The lab cannot be written: no fault of what was being done, and the end of the run."""
+
+
 class Segment:
     """The segment of this process. The file appears with the first record."""
 
     def __init__(self, folder: Path, environment: Record):
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
-        self.writer = f"{stamp}-{host}-{os.getpid()}-{secrets.token_hex(8)}"
+        self.writer = f"{stamp}-{host_word()}-{os.getpid()}-{secrets.token_hex(8)}"
         self.path = folder / f"{self.writer}.jsonl"
         self._environment = environment
         self._file: int | None = None
-        self._synced = 0.0
+        self._size = 0  # of whole lines
+        self.synced = 0.0
 
     def append(self, records: Iterable[Record]) -> None:
-        """Writes whole lines in one call. NaN and infinities are refused (ValueError): a missing value is None."""
+        """Writes whole lines. NaN and infinities are refused (ValueError): a missing value is None. Raises Unwritable where
+        the disk takes no more; what it took of these lines is cut off again, so that later lines are whole."""
         lines = b"".join(line(record) for record in records)
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-            process = psutil.Process()
-            lines = (
-                line(
-                    {
-                        "is": "open",
-                        "writer": self.writer,
-                        "host": socket.gethostname(),
-                        "process": [process.pid, process.create_time()],
-                        "at": time.time(),
-                        "environment": self._environment,
-                    }
-                )
-                + lines
-            )
-        view = memoryview(lines)
-        while view:
-            view = view[os.write(self._file, view) :]
-        if time.monotonic() - self._synced > SYNC_EVERY_S:
-            self.sync()
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+                opened = {"is": "open", "writer": self.writer, **whoami(), "at": time.time()}
+                lines = line({**opened, "environment": self._environment}) + lines
+            view = memoryview(lines)
+            while view:
+                view = view[os.write(self._file, view) :]
+            self._size += len(lines)
+            if time.monotonic() - self.synced > SYNC_EVERY_S:
+                self.sync()
+        except OSError as error:
+            if self._file is not None:
+                os.ftruncate(self._file, self._size)
+            raise Unwritable(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         if self._file is not None:
             os.fsync(self._file)
-            self._synced = time.monotonic()
+            self.synced = time.monotonic()
 
     def close(self) -> None:
         if self._file is not None:
@@ -95,6 +94,9 @@ def line(record: Record) -> bytes:
     return _encode(record).encode() + b"\n"
 
 
+CLOSE = line({"is": "close"})
+
+
 def parse(text: bytes, path: Path, number: int) -> Record:
     """A line as a record. Raises ValueError that names the place where it cannot be read."""
     try:
@@ -106,34 +108,89 @@ def parse(text: bytes, path: Path, number: int) -> Record:
     return record
 
 
-def segments(folder: Path) -> dict[Path, dict[str, int | None]]:
-    """All files of a log, oldest first, each with the segments it holds and how many lines of them (None: to its end)."""
+def segments(
+    folder: Path, known: Mapping[Path, dict[str, int | None]] | None = None
+) -> dict[Path, dict[str, int | None]]:
+    """All files of a log, oldest first, each with the segments it holds and how many lines of them (None: to its end).
+    `known`: what is known of compacted files already."""
     if not folder.is_dir():
         return {}
+    known = known or {}
     found = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet"))
     try:
-        return {path: _held(path) if path.suffix == ".parquet" else {path.name: None} for path in found}
+        return {
+            path: {path.name: None} if path.suffix == ".jsonl" else known[path] if path in known else _held(path)
+            for path in found
+        }
     except FileNotFoundError:  # it was merged just now
-        return segments(folder)
+        return segments(folder, known)
 
 
 def read(folder: Path) -> Iterator[tuple[Path, int, bytes]]:
     """Every complete line of a log once, with its place, also while others write and compact it."""
-    done: dict[str, None] = {}  # segments, in the order in which they were read
-    waiting = True
-    while waiting:
-        waiting = False
-        for path, held in segments(folder).items():
-            if held.keys() <= done.keys():
+    return Reader(folder).new()
+
+
+class Reader:
+    """Reads a log, and later what has been added to it since. It remembers how far each segment was read, in whichever
+    file it lay."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[str, int] = {}  # lines read of each segment
+        self._bytes: dict[str, int] = {}  # the same of segments that are files of their own
+        self._held: dict[Path, dict[str, int | None]] = {}  # of compacted files, which never change
+        self._closed: set[str] = set()  # segments that never grow again
+
+    def skip(self, name: str) -> None:
+        """Leaves out a segment that was not read so far: the caller's own."""
+        self._closed.add(name)
+
+    def new(self) -> Iterator[tuple[Path, int, bytes]]:
+        waiting = True
+        while waiting:
+            waiting = False
+            found = segments(self.folder, self._held)
+            self._held = {path: held for path, held in found.items() if path.suffix == ".parquet"}
+            for path, held in found.items():
+                try:
+                    yield from self._whole(path) if path.suffix == ".jsonl" else self._compacted(path, held)
+                except FileNotFoundError:  # merged just now: its lines are elsewhere
+                    if os.path.lexists(path):
+                        raise
+                    waiting = True
+
+    def _whole(self, path: Path) -> Iterator[tuple[Path, int, bytes]]:
+        name = path.name
+        if name in self._closed:
+            return
+        text = b""
+        with path.open("rb") as file:
+            file.seek(self._bytes.get(name, 0))
+            for text in file:
+                if not text.endswith(b"\n"):  # torn, or not yet written to its end
+                    break
+                self._bytes[name] = self._bytes.get(name, 0) + len(text)
+                self._read[name] = self._read.get(name, 0) + 1
+                yield path, self._read[name], text
+        if text == CLOSE:
+            self._closed.add(name)
+
+    def _compacted(self, path: Path, held: dict[str, int | None]) -> Iterator[tuple[Path, int, bytes]]:
+        if all(name in self._closed for name in held):
+            return
+        numbered = lines(path)
+        for name, count in held.items():
+            assert count is not None
+            part = islice(numbered, count)
+            if name in self._closed:
+                deque(part, maxlen=0)
                 continue
-            try:
-                for part in _parts(path, held, done):
-                    for number, text in part:
-                        yield path, number, text
-            except FileNotFoundError:  # merged just now: its lines are elsewhere
-                if os.path.lexists(path):
-                    raise
-                waiting = True
+            deque(islice(part, self._read.get(name, 0)), maxlen=0)
+            for number, text in part:
+                self._read[name] = self._read.get(name, 0) + 1
+                yield path, number, text
+            self._closed.add(name)
 
 
 def _parts(path: Path, held: dict[str, int | None], done: dict[str, None]) -> Iterator[Iterator[tuple[int, bytes]]]:
@@ -255,15 +312,12 @@ def _is_closed(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline()
         file.seek(max(0, path.stat().st_size - 64))
-        if file.read().endswith(line({"is": "close"})):
+        if file.read().endswith(CLOSE):
             return True
     if not first.endswith(b"\n"):
         return False
     opened = parse(first, path, 1)
-    if opened.get("host") != socket.gethostname():
-        return False
-    pid, born = opened["process"]
-    return not (psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - born) < 2.0)
+    return bool(is_gone(opened))
 
 
 def sync_folder(folder: Path) -> None:

@@ -94,11 +94,16 @@ class Progress:
                 self.now = f"training {told['step']}/{told['steps']}, loss {loss:.3f}, {rate:.0f} tokens/s, {left} left"
             case "rows":
                 self.now = f"{told['measure'].name} {told['done']}/{told['items']}"
+            case "waiting":
+                self.now = f"waiting for another process, which is at work on {told['busy']} of these"
+                logger.info("%s", self.now)
             case "seal":
                 self.done += 1
                 logger.debug("%s | %s | %s", told["trial"], describe(told["measure"]), told["summary"])
             case "failure":
-                text = " ".join(f"{type(told['error']).__name__}: {told['error']}".split("\n"))
+                error = told["error"]  # ours, or as another process has recorded it
+                text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+                text = " ".join(text.split("\n"))
                 self.failures[text] += 1
                 repeated = self.failures[text] > 1  # said once, counted at the end
                 logger.log(logging.DEBUG if repeated else logging.ERROR, "failed: %s", text)

@@ -1,7 +1,8 @@
 """The store: one directory in which nothing that was read is ever lost, rewritten or mixed up.
 
-    lab/states/<key>/      trial.json  model.safetensors  ledger.json     kept steps only
+    lab/states/<key>/      trial.json  model.safetensors  ledger.json     kept steps only, see `states.py`
     lab/log/<writer>.jsonl what was read, see `log.py`                    (and *.parquet, compacted; *.log, for people)
+    lab/leases/            who is at work on what, see `leases.py`
     lab/studies/<name>/    report.html, tables, figures                   derived, never read back
 
 A reading is asked for by its key alone. Its `take` is 0 until somebody forces it to be taken again; the highest sealed
@@ -11,9 +12,7 @@ take is the one that counts.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from lesion import log
+from lesion.leases import Leases
 from lesion.log import Record
 from lesion.spec import KEY_LENGTH
+from lesion.states import States
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from lesion.trial import Row, Specimen
+    from lesion.trial import Row
 
 _ROW, _STATE = b'{"is":"row","reading":"', b'{"is":"state","state":"'
 _KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (_ROW, _STATE))
@@ -89,7 +90,7 @@ class Index:
     environments: dict[str, Record] = field(default_factory=dict)
 
 
-class Store:
+class Store(States):
     """A lab's directory. Opening one reads its log; nothing is created before something is written."""
 
     def __init__(self, root: Path | str, environment: Record | None = None):
@@ -97,39 +98,49 @@ class Store:
         if self.root.exists() and not self.root.is_dir():
             raise ValueError(f"a lab is a directory, but {self.root} is a file")
         self.log = self.root / "log"
-        self.index = self._read_index()
+        self.index = Index()
+        self._measures: dict[bytes, Any] = {}  # equal ones are one object
+        self._reader = log.Reader(self.log)
         self._segment = log.Segment(self.log, environment or {})
+        self._reader.skip(self._segment.path.name)
+        self.refresh()
         self.index.environments[self.writer] = environment or {}
-        self.index.environments[self._segment.writer] = environment or {}
+        self._leases = Leases(self.root / "leases", self.writer)
+        self._released: dict[str, float] = {}  # leases to let go once what they guarded is on disk, and since when
 
     # ------------------------------------------------------------------ what is there
 
-    def _read_index(self) -> Index:
-        index = Index()
+    def refresh(self) -> None:
+        """Reads what others have written since."""
+        index = self.index
         pending: dict[bytes, list[tuple[bytes, Path, int]]] = defaultdict(list)
-        measures: dict[bytes, Any] = {}  # equal ones are one object
-        for path, number, text in log.read(self.log):
+        told: set[str] = set()  # keys of which something new was said
+        for path, number, text in self._reader.new():
             if text.startswith(_ROW):
                 pending[text[_KEY]].append((text, path, number))
                 continue
             if text.startswith(_STATE):
-                index.states.add(text[_STATE_KEY].decode(), text, path, number)
+                index.states.add(state := text[_STATE_KEY].decode(), text, path, number)
+                told.add(state)
                 continue
             record = log.parse(text, path, number)
             match record["is"]:
                 case "seal":
                     seal = Seal(*(record[name] for name in Seal.__dataclass_fields__))
-                    seal.measure = measures.setdefault(orjson.dumps(seal.measure), seal.measure)
+                    seal.measure = self._measures.setdefault(orjson.dumps(seal.measure), seal.measure)
+                    told.add(seal.reading)
                     if seal.reading not in index.seals or seal.take > index.seals[seal.reading].take:
                         index.seals[seal.reading] = seal
+                        index.begun.pop(seal.reading, None)
                     rows, head = pending.pop(seal.reading.encode(), ()), _head(seal.reading, seal.take)
                     if later := [place for place in rows if not place[0].startswith(head)]:
                         pending[seal.reading.encode()] = later
                 case "failure":
                     index.failures[record["of"]] = record
+                    told.add(record["of"])
                 case "open":
                     index.environments[record["writer"]] = record["environment"]
-        for key in [key for key in index.failures if key in index.seals or key in index.states]:
+        for key in [key for key in index.failures if key in told and (key in index.seals or key in index.states)]:
             del index.failures[key]  # mended since, whatever the clocks of their writers say
         for texts in pending.values():
             for place in texts:
@@ -137,7 +148,6 @@ class Store:
                 sealed = index.seals.get(row["reading"])
                 if sealed is None or row["take"] > sealed.take:
                     index.begun.setdefault(row["reading"], {}).setdefault(row["take"], {}).setdefault(row["item"], row)
-        return index
 
     def next_take(self, reading: str, force: bool = False) -> int | None:
         """The take to work on, or None where the reading is complete."""
@@ -201,14 +211,46 @@ class Store:
     def writer(self) -> str:
         return self._segment.writer
 
+    def claim(self, key: str) -> bool:
+        """Whether this process may make this reading or state now. If so, all that others have written is known by then,
+        so that the caller looks whether it still has to be made."""
+        if self._released.pop(key, None) is not None or self._leases.holds(key):
+            return True
+        if not self._leases.take(key):
+            return False
+        self.refresh()
+        return True
+
+    def is_free(self, key: str) -> bool:
+        """Whether nobody else who is alive is at work on a reading or state."""
+        return self._leases.is_free(key)
+
+    def release(self, key: str) -> None:
+        """Lets others work on it, once what was written is synced: whoever takes it then must see that."""
+        self._released[key] = time.monotonic()
+        while self._released:
+            key, when = next(iter(self._released.items()))
+            if when > self._segment.synced:
+                break
+            del self._released[key]
+            self._leases.let_go(key)
+
+    def release_all(self) -> None:
+        """Syncs what was written and lets go of everything: this process is at work on nothing."""
+        self._segment.sync()
+        self._released.clear()
+        self._leases.let_go_of_all()
+
     def add_rows(self, reading: str, take: int, rows: Iterable[Row]) -> None:
-        """Adds a chunk of rows to a reading that is under way."""
+        """Adds a chunk of rows to a reading that is under way. Raises Lost where another process has taken it over."""
+        self._leases.check(reading)
         records = [{"is": "row", "reading": reading, "take": take, **row} for row in rows]
         self._segment.append(records)
         begun = self.index.begun.setdefault(reading, {}).setdefault(take, {})
         begun.update((record["item"], record) for record in records)
 
     def seal(self, seal: Seal) -> None:
+        self._leases.check(seal.reading)
         self._segment.append([{"is": "seal", **vars(seal)}])
         self.index.seals[seal.reading] = seal
         self.index.begun.pop(seal.reading, None)
@@ -229,97 +271,9 @@ class Store:
         self.index.failures[of] = record
 
     def close(self) -> None:
-        self._segment.close()
+        try:
+            self._segment.close()
+        finally:
+            self._leases.close()
         if self.log.is_dir():
             log.compact(self.log)
-
-    # ------------------------------------------------------------------ kept states
-
-    def state_folder(self, state: str) -> Path | None:
-        folder = self.root / "states" / state
-        return folder if folder.is_dir() else None
-
-    def keep(self, state: str, specimen: Specimen) -> Path:
-        """Keeps a state on disk: written aside, synced, renamed, so that it is there whole or not at all."""
-        from safetensors.torch import save_file
-
-        from lesion.digest import named_tensors
-
-        target = self.root / "states" / state
-        aside = target.with_name(f".{state}-{secrets.token_hex(8)}")
-        aside.mkdir(parents=True)
-        try:
-            save_file(
-                {n: t.detach().cpu().contiguous() for n, t in named_tensors(specimen.model)},
-                aside / "model.safetensors",
-            )
-            (aside / "trial.json").write_text(json.dumps(specimen.trial.to_json(), indent=1), encoding="utf-8")
-            (aside / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
-            if _tokenizer_of(specimen.ledger):
-                assert specimen.tokenizer is not None
-                specimen.tokenizer.save_pretrained(aside / "tokenizer")
-            for path in aside.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            log.sync_folder(aside)
-            if target.exists():
-                shutil.rmtree(aside)  # another process kept the same state first
-            else:
-                aside.rename(target)
-                log.sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        return target
-
-    def workplace(self, state: str) -> Path:
-        """Where the step that makes a state may save what it has. Gone once the state is kept."""
-        return self.root / "states" / f".{state}.work"
-
-    def clear_workplace(self, state: str) -> None:
-        """Keeps the metrics beside the state and drops the rest."""
-        work, kept = self.workplace(state), self.root / "states" / state
-        if (work / "metrics.jsonl").is_file() and not (kept / "metrics.jsonl").exists():
-            shutil.move(work / "metrics.jsonl", kept / "metrics.jsonl")
-        shutil.rmtree(work, ignore_errors=True)
-
-    def restore(self, state: str, specimen: Specimen) -> None:
-        """Fills a specimen of the right structure with a kept state. Raises ValueError where anything does not fit."""
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        from transformers import AutoTokenizer
-
-        from lesion.digest import combined, digests, named_tensors
-        from lesion.vocabularies import tokenizer_digest
-
-        folder = self.root / "states" / state
-        try:
-            saved = load_file(folder / "model.safetensors")
-            ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"the kept state {folder} cannot be read ({error}); nothing was changed") from None
-        here = dict(named_tensors(specimen.model))
-        if saved.keys() != here.keys():
-            odd = sorted(saved.keys() ^ here.keys())
-            raise ValueError(
-                f"the kept state {folder} does not fit its model: {len(odd)} names differ, such as {odd[:3]}"
-            )
-        with torch.no_grad():
-            for name, tensor in here.items():
-                if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
-                    raise ValueError(f"the kept state {folder} has {name} as {saved[name].shape}, not {tensor.shape}")
-                tensor.copy_(saved[name])
-        if (known := _tokenizer_of(ledger)) is not None:
-            specimen.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            if tokenizer_digest(specimen.tokenizer) != known:
-                raise ValueError(f"the tokenizer of the kept state {folder} is not the one its ledger describes")
-        specimen.digests, specimen.ledger = digests(specimen.model), ledger
-        if combined(specimen.digests) != ledger[-1]["after"]:
-            raise ValueError(f"the kept state {folder} is not the one its ledger describes: its digest differs")
-
-
-def _tokenizer_of(ledger: list[Record]) -> str | None:
-    """Digest of the tokenizer that a step has made, or None where it is the subject's own."""
-    return next((entry["tokenizer"] for entry in reversed(ledger) if "tokenizer" in entry), None)

@@ -66,7 +66,7 @@ def folder() -> Path:
 
 
 def _make(target: Path) -> None:
-    from lesion.walk import Bench
+    from lesion.bench import Bench
 
     log, spoke = logging.getLogger("lesion"), [time.monotonic()]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lesion import measures, packaged, steps
+from lesion.bench import Bench
 from lesion.digest import combined, digests
 from lesion.judging import RUBRICS
 from lesion.lab import product
 from lesion.spec import Spec, find, words
 from lesion.subjects import Scratch
 from lesion.trial import Measure, Reading, Step, Trial
-from lesion.walk import Bench
 
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
 HEALTHY = Trial(subject=Scratch())

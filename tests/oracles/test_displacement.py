@@ -24,7 +24,7 @@ CAUSAL = [
 
 
 def loaded(trial):
-    from lesion.walk import Bench
+    from lesion.bench import Bench
 
     bench = Bench(trial.subject.load())
     for step in trial.steps:

@@ -157,7 +157,7 @@ def test_a_segment_that_is_compacted_while_it_is_read_is_read_once(tmp_path, mon
     before = listed(tmp_path / "log")
     filled(tmp_path, f"{COMPACT_AT:032x}")
     answers = iter([before])
-    monkeypatch.setattr(log, "segments", lambda folder: next(answers, None) or listed(folder))
+    monkeypatch.setattr(log, "segments", lambda folder, known=None: next(answers, None) or listed(folder, known))
     assert len(Store(tmp_path).index.seals) == COMPACT_AT
     reader = log.read(tmp_path / "log")
     answers = iter([before])
