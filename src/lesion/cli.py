@@ -2,6 +2,7 @@
 
     lesion run degrade --subject smollm2 --site attention.value --doses 0 0.35 0.7
     lesion plan | report | status | show | export
+    lesion submit degrade … --profile cluster.toml; lesion status | logs | cancel | resubmit
 
 The options of a study are the fields of its spec: names, kinds, choices and defaults come from there, and the spec alone
 says what is a possible value. Heavy imports happen where work starts, so that `lesion --help` answers at once.
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from lesion.study import Study
 
+STUDIED = ("run", "plan", "report", "submit", "fetch")  # commands that speak of a study
+_SAME = f"{', '.join(STUDIED[:-1])} and {STUDIED[-1]}"
 VERBOSITY = ("quiet", "normal", "verbose")
 OK, FAILED, WRONG_INPUT, UNFINISHED, INTERRUPTED = 0, 1, 2, 75, 130
 MISPLACED = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -45,13 +48,13 @@ def run(args: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from lesion import commands
+    from lesion import commands, jobcommands
     from lesion.trial import Unfinished
 
     try:
-        return getattr(commands, options.command)(options, rest)
+        return getattr(commands if hasattr(commands, options.command) else jobcommands, options.command)(options, rest)
     except KeyboardInterrupt:
-        goes_on = options.command == "run" and not options.force
+        goes_on = options.command in ("run", "work") and not getattr(options, "force", False)
         print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
         return INTERRUPTED
     except Unfinished as error:
@@ -135,10 +138,10 @@ def parser() -> Parser:
         ("run", "take what a study still lacks, then answer it"),
         ("plan", "say what a run would do and cost, without doing it"),
         ("report", "answer a study from what is in the lab"),
+        ("submit", "take what a study still lacks as jobs, on a cluster or on this machine"),
+        ("fetch", "bring a study's models and data into the caches, for machines that reach no hub"),
     ):
-        more = (
-            f"`lesion {name} STUDY --help` lists the options of a study. run, plan and report understand the same ones."
-        )
+        more = f"`lesion {name} STUDY --help` lists the options of a study. {_SAME} understand the same ones."
         made = command(name, what, usage=f"lesion {name} STUDY [options]", epilog=more, add_help=False)
         made.add_argument("study", metavar="STUDY", help=f"one of: {names}")
         made.add_argument("-h", "--help", action=StudyHelp, nargs=0, default=False, help="this help")
@@ -151,6 +154,21 @@ def parser() -> Parser:
     command("status", "what a lab holds: states, readings, rows, failures")
     shown = command("show", "one state, reading or failure")
     shown.add_argument("key", metavar="KEY", help="its key, or the beginning of it; `lesion status` lists states")
+    for name, what in (
+        ("cancel", "end what was submitted and is not over; what was read stays"),
+        ("resubmit", "submit again what is missing of what was submitted"),
+    ):
+        made = command(name, what)
+        made.add_argument(
+            "name", metavar="NAME", nargs="?", help="of a submission, or its beginning, as `lesion status` shows it"
+        )
+    logged = command("logs", "the ends of the logs of jobs")
+    logged.add_argument("job", metavar="JOB", nargs="?", help="of one job only (default: of all that are not done)")
+    logged.add_argument("--lines", type=_count, metavar="N", default=20, help="of each log (default: 20)")
+    worked = commands.add_parser("work", description="What a job runs: one task of a submission.")
+    worked.set_defaults(parser=worked)
+    worked.add_argument("folder", type=Path, metavar="FOLDER", help="of the submission")
+    worked.add_argument("number", type=_count, metavar="N", help="of the task")
     exported = command("export", "write something out of the lab")
     exported.add_argument(
         "what",
@@ -163,11 +181,11 @@ def parser() -> Parser:
 
 
 def shared(made: argparse._ActionsContainer, command: str) -> None:
-    """Options that are not a study's own. What one of run, plan and report has no use for it takes without a word, so
-    that the same line serves all three."""
+    """Options that are not a study's own. What one of the commands that speak of a study has no use for it takes without a
+    word, so that the same line serves all of them."""
 
     def option(name: str, *serves: str, help: str, **more: Any) -> None:
-        if command in serves or command in ("run", "plan", "report"):
+        if command in serves or command in STUDIED:
             made.add_argument(name, help=help if command in serves else argparse.SUPPRESS, **more)
 
     made.add_argument(
@@ -179,12 +197,27 @@ def shared(made: argparse._ActionsContainer, command: str) -> None:
     )
     told = f"how much is said: {', '.join(VERBOSITY)} (default: normal)"
     option("--verbosity", "run", "report", "status", help=told, metavar="HOW", choices=VERBOSITY, default="normal")
-    option("--device", "run", help="cpu, cuda, cuda:1, mps (default: cpu)", metavar="NAME", default="cpu")
+    if command in ("submit", "resubmit"):
+        jobs(made, command)
+    else:
+        option("--device", "run", help="cpu, cuda, cuda:1, mps (default: cpu)", metavar="NAME", default="cpu")
     also = "where metrics of trainings also go: tensorboard, trackio, wandb (default: only metrics.jsonl)"
     option("--track", "run", help=also, metavar="NAME", default=None)
     all_of_them = "processor threads; 0: as many as there are (default: 0)"
     option("--threads", "run", "plan", help=all_of_them, metavar="N", type=_count, default=0)
     option("--force", "run", "plan", help="take every reading of the study again", action="store_true")
+
+
+def jobs(made: argparse._ActionsContainer, command: str) -> None:
+    """Options of what is submitted."""
+    again = command == "resubmit"
+    made.add_argument(
+        "--profile", type=Path, metavar="FILE", help="what a job is given (docs/cluster.md); needed for slurm"
+    )
+    made.add_argument("--on", choices=("slurm", "local"), default=None if again else "slurm", help="default: slurm")
+    made.add_argument("--workers", type=_positive, metavar="N", help="processes at a time, of local (default: 1)")
+    made.add_argument("--device", metavar="NAME", help="default: cuda where the profile gives GPUs, else cpu")
+    made.add_argument("--dry-run", action="store_true", help="print the tree and every job script, and submit nothing")
 
 
 def parse_study(options: argparse.Namespace, rest: list[str]) -> Study:
@@ -265,6 +298,12 @@ def _directory(text: str) -> Path:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, not {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
     return int(text)
 
 

@@ -105,6 +105,8 @@ def calibrate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def status(options: argparse.Namespace, rest: list[str]) -> int:
+    from lesion.jobcommands import status_of_jobs
+
     store = _existing(options)
     index = store.index
     rows = sum(seal.n for seal in index.seals.values())
@@ -129,6 +131,7 @@ def status(options: argparse.Namespace, rest: list[str]) -> int:
         failed = index.states.get(of)
         what = f" ({_sentence(failed['trial'])})" if failed else ""
         say(f"  failed: {of[:KEY]}{what}: {failure['error']}", style="red")
+    status_of_jobs(store, options.verbosity)
     return OK
 
 
@@ -213,7 +216,7 @@ def _existing(options: argparse.Namespace) -> Store:
     from lesion.store import Store
 
     store = Store(options.lab)
-    if not store.log.is_dir():
+    if not store.log.is_dir() and not (store.root / "jobs").is_dir():
         raise ValueError(f"no lab at {options.lab}: `lesion run` makes one; name another with --lab")
     return store
 

@@ -31,6 +31,7 @@ def listening() -> Iterator[None]:
         return
     _asked.clear()
     _handlers.update({number: signal.signal(number, lambda *_: _asked.set()) for number in SIGNALS})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came before we listened was held back
     try:
         yield
     finally:

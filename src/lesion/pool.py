@@ -1,0 +1,107 @@
+"""Jobs on this machine: a few processes at a time, each with its share of the GPUs, in the order that dependencies allow.
+
+    lesion submit STUDY --on local --workers 2
+
+A process of its own, the keeper, starts them and writes down what has become of each in `pool.json`, beside its own process
+number; it outlives the terminal, and ends when nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lesion.cli import OK, UNFINISHED
+from lesion.leases import is_gone, whoami
+from lesion.submission import Submission
+
+GOING = {"PENDING", "RUNNING"}
+POLL_S = 0.1
+
+
+def start(submission: Submission, workers: int, gpus: Sequence[int]) -> None:
+    """Starts the keeper, which lets go of this terminal."""
+    submission.add_jobs({work.number: f"local-{work.number}" for work in submission.works})
+    _write(submission.folder, {work.number: "PENDING" for work in submission.works}, None)
+    command = [sys.executable, "-m", "lesion.pool", str(submission.folder), str(workers), ",".join(map(str, gpus))]
+    with (submission.folder / "keeper.out").open("ab") as out:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+
+
+def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
+    """Runs every task of a submission. A task that fails takes those along that wait for it, and no others."""
+    submission = Submission(folder)
+    works = {work.number: work for work in submission.works}
+    states = dict.fromkeys(works, "PENDING")
+    running: dict[int, tuple[subprocess.Popen[bytes], int]] = {}  # task → its process and its worker
+    asked: list[int] = []  # signals that came
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    told: dict[int, str] = {}
+    stopping = False
+    while any(state in GOING for state in states.values()):
+        if asked and not stopping:
+            stopping = True
+            states |= {task: "CANCELLED" for task, state in states.items() if state == "PENDING"}
+            for process, _ in running.values():
+                process.send_signal(signal.SIGTERM)
+        for task, (process, _) in list(running.items()):
+            if (code := process.poll()) is not None:
+                del running[task]
+                again = "CANCELLED" if stopping else "PENDING"
+                states[task] = "COMPLETED" if code == OK else again if code == UNFINISHED else "FAILED"
+        for task, state in states.items():
+            before = [states[number] for number in works[task].after]
+            if state != "PENDING":
+                continue
+            if any(b in ("FAILED", "CANCELLED") for b in before):
+                states[task] = "CANCELLED"
+            elif len(running) < workers and all(b == "COMPLETED" for b in before):
+                worker = min(set(range(workers)) - {worker for _, worker in running.values()})
+                running[task] = _start(folder, task, gpus[worker % len(gpus)] if gpus else None), worker
+                states[task] = "RUNNING"
+        if states != told:
+            _write(folder, states, whoami())
+            told = dict(states)
+        time.sleep(POLL_S)
+    _write(folder, states, None)
+
+
+def _start(folder: Path, task: int, gpu: int | None) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    with (folder / f"local-{task}_0_log.out").open("ab") as out:
+        command = [sys.executable, "-m", "lesion.cli", "work", str(folder), str(task)]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+def _write(folder: Path, states: dict[int, str], keeper: dict[str, Any] | None) -> None:
+    aside = folder / ".pool.json"
+    aside.write_text(json.dumps({"keeper": keeper, "at": time.time(), "states": states}), encoding="utf-8")
+    aside.rename(folder / "pool.json")
+
+
+def states(submission: Submission) -> dict[str, str]:
+    """Job → state; where the keeper is dead, what it left undone is lost."""
+    path = submission.folder / "pool.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    keeper = found["keeper"]
+    dead = is_gone(keeper) if keeper is not None else time.time() - found["at"] > 60
+    lost = {"PENDING": "LOST", "RUNNING": "LOST"} if dead else {}
+    return {f"local-{task}": lost.get(state, state) for task, state in found["states"].items()}
+
+
+def cancel(submission: Submission) -> None:
+    keeper = json.loads((submission.folder / "pool.json").read_text(encoding="utf-8"))["keeper"]
+    if keeper is not None and is_gone(keeper) is False:
+        os.kill(keeper["process"][0], signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]), int(sys.argv[2]), [int(number) for number in sys.argv[3].split(",") if number])

@@ -1,0 +1,161 @@
+"""A real SLURM on this machine alone: munged, slurmctld and slurmd, started by hand in a folder, with one node and no accounting.
+
+It needs Debian's `slurm-wlm` and `munge`, and to be root; where they are missing, `missing()` says which. Nothing is written
+outside the folder, and `stop` leaves nothing running.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=2
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=2
+JobRequeue=1
+SlurmdTimeout=20
+InactiveLimit=0
+KillWait=5
+MinJobAge=60
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
+PartitionName=small Nodes={host} Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes={host} MaxTime=60 State=UP PriorityTier=9 PreemptMode=OFF
+"""
+
+
+def missing() -> str:
+    """Why no SLURM can be started here, or nothing."""
+    if os.geteuid() != 0:
+        return "SLURM's daemons are started as root only"
+    gone = [program for program in PROGRAMS if not _where(program)]
+    return f"no {', '.join(gone)} on this machine (Debian: slurm-wlm, munge)" if gone else ""
+
+
+class Cluster:
+    """`with Cluster(folder) as cluster: …`; inside, the environment of this process leads to it."""
+
+    def __init__(self, folder: Path, cpus: int = 2):
+        self.folder, self.host = folder, socket.gethostname().split(".")[0]
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        folder.mkdir(parents=True)
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
+        (folder / "munge.key").write_bytes(os.urandom(128))
+        (folder / "munge.key").chmod(0o400)
+        folder.chmod(0o755)
+        text = CONFIGURATION.format(
+            host=self.host, folder=folder, cpus=cpus, ports=_free_ports(2), memory=psutil.virtual_memory().total >> 20
+        )
+        (folder / "slurm.conf").write_text(text)
+        (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+
+    def __enter__(self):
+        self._conf = os.environ.get("SLURM_CONF")
+        os.environ["SLURM_CONF"] = str(self.folder / "slurm.conf")
+        at = self.folder
+        munged = ["--foreground", "--force", "--key-file", at / "munge.key", "--socket", at / "munge.socket"]
+        munged += ["--pid-file", at / "munged.pid", "--log-file", at / "munged.log", "--seed-file", at / "munged.seed"]
+        try:
+            self.start("munged", *munged)
+            _until(lambda: (at / "munge.socket").exists(), "munged listens")
+            self.start("slurmctld", "-D", "-c")
+            self.start("slurmd", "-D")
+            _until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "the node is idle")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self, program, *options):
+        command = [_where(program), *map(str, options)]
+        with (self.folder / f"{program}.out").open("ab") as out:
+            self.processes[program] = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder)
+
+    def kill(self, program):
+        """kill -9 of a daemon, and of nothing else."""
+        self.processes[program].kill()
+        self.processes[program].wait()
+
+    def stop(self):
+        subprocess.run(["scancel", "--user=root"], capture_output=True, check=False, timeout=20)
+        for process in list(psutil.process_iter(["name"])):
+            if process.info["name"] and process.info["name"].startswith("slurmstepd"):
+                process.kill()
+        for process in reversed(self.processes.values()):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if self._conf is None:
+            os.environ.pop("SLURM_CONF", None)
+        else:
+            os.environ["SLURM_CONF"] = self._conf
+
+    def ask(self, *command):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        return done.stdout
+
+    def queue(self):
+        """{job or element: state} of all that SLURM still knows."""
+        lines = self.ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").split("\n")
+        return dict(line.split() for line in lines if line)
+
+    def until_idle(self, seconds=300):
+        """Waits for the end of all jobs."""
+        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED")
+        _until(lambda: not any(state in going for state in self.queue().values()), "no job is left", seconds)
+
+
+def _where(program):
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/local/sbin")
+
+
+def _until(true, what, seconds=40):
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds} s in vain until {what}")
+        time.sleep(0.2)
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
