@@ -44,6 +44,7 @@ def resubmit(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _submit(options: argparse.Namespace, asked: Study) -> int:
     from lesion.fits import check_fits
+    from lesion.fits import fetch as fetch_all
     from lesion.jobs import arrays, tasks
     from lesion.plan import check
     from lesion.profiles import load
@@ -66,9 +67,12 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
         say(f"nothing to do: all {len(readings)} readings are in the lab")
         return OK
     made = arrays(found)
-    check([reading for task in found for reading in task.readings])
     _draw(made)
-    check_fits(found, store, profile, asked)
+    for _ in fetch_all(readings):  # nodes may reach no hub
+        pass
+    check([reading for task in found for reading in task.readings])
+    for line in check_fits(found, store, profile):
+        say(line)
     if options.dry_run:
         for number, text in enumerate(
             _scripts(store, asked, profile, made) if profile is not None and not local else [], 1

@@ -32,7 +32,7 @@ def start(submission: Submission, workers: int, gpus: Sequence[int]) -> None:
     _write(submission.folder, {work.number: "PENDING" for work in submission.works}, None)
     command = [sys.executable, "-m", "lesion.pool", str(submission.folder), str(workers), ",".join(map(str, gpus))]
     with (submission.folder / "keeper.out").open("ab") as out:
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, check=True)
 
 
 def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
@@ -103,5 +103,5 @@ def cancel(submission: Submission) -> None:
         os.kill(keeper["process"][0], signal.SIGTERM)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.fork() == 0:  # whoever started us need not wait
     keep(Path(sys.argv[1]), int(sys.argv[2]), [int(number) for number in sys.argv[3].split(",") if number])

@@ -38,6 +38,7 @@ GOING = {
     "REQUEUE_HOLD",
     "RESIZING",
 }
+OFFLINE = "export HF_HUB_OFFLINE=1"  # the caches are warm, and nobody answers
 PORTS = 20000, 20000  # first port of the processes that train together, and how many a job's number chooses from
 
 
@@ -77,8 +78,9 @@ class Supervised:
         """Called by submitit when the time is nearly over, inside of `__call__`: ends the work at its next boundary."""
         from submitit.helpers import DelayedSubmission
 
-        while _child and _child[-1].poll() is None:
-            _child[-1].send_signal(signal.SIGUSR1)
+        # not Popen.poll: it gives no answer while it interrupts itself, as it does here
+        while _child and os.waitid(os.P_PID, _child[-1].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            os.kill(_child[-1].pid, signal.SIGUSR1)
             time.sleep(0.2)
         return DelayedSubmission(self)
 
@@ -157,7 +159,7 @@ class Slurm:
             array_parallelism=profile.parallel,
             signal_delay_s=profile.notice,
             stderr_to_stdout=True,
-            setup=list(profile.setup),
+            setup=[*([] if profile.internet else [OFFLINE]), *profile.setup],
             additional_parameters=options,
             srun_args=["--cpus-per-task", str(how.cpus)],
             **({"gpus_per_node": how.gpus} if how.gpus else {}),

@@ -56,6 +56,9 @@ class SmolLM2(Subject):
     name = "smollm2"
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type in which weights are held")
 
+    def fetch(self) -> Path:
+        return packaged.folder(packaged.SMOLLM2)
+
     def outline(self) -> PreTrainedModel:
         folder = packaged.folder(packaged.SMOLLM2)
         with packaged.blaming(folder):
@@ -122,7 +125,7 @@ class Hub(Subject):
         folder = checked(self._folder(["config.json", *code]), self.trust_remote_code)
         return outline_folder(folder, self.dtype, self.trust_remote_code)
 
-    def load(self, device: str = "cpu") -> Specimen:
+    def fetch(self) -> Path:
         pinned = self.pin()
         wanted = [*TEXTS, *(["*.py"] if self.trust_remote_code else [])]
         names = weight_names(checked(pinned._folder(wanted), self.trust_remote_code))
@@ -130,7 +133,11 @@ class Hub(Subject):
         if not any((folder / name).is_file() for name in names):
             there = ", ".join(pinned._pickles()) or "pickles, if it has any,"
             raise ValueError(f"{self.id} has no safetensors; {there} are refused: loading pickled weights runs code")
-        return load_folder(folder, pinned, device, self.dtype, self.trust_remote_code)
+        return folder
+
+    def load(self, device: str = "cpu") -> Specimen:
+        pinned = self.pin()
+        return load_folder(pinned.fetch(), pinned, device, self.dtype, self.trust_remote_code)
 
     def _folder(self, patterns: list[str]) -> Path:
         """Snapshot of the repository in the hub's cache, with these files of its top level; fetched where missing."""
@@ -249,6 +256,11 @@ class Tiny(Subject):
 
         return self.with_digest("tiny", folder_digest(folder()))
 
+    def fetch(self) -> Path:
+        from lesion.tiny import folder
+
+        return folder()
+
     def outline(self) -> PreTrainedModel:
         from lesion.tiny import recipe
 
@@ -266,6 +278,9 @@ class AsDecoder(Subject):
     be done to our decoder's attention (`streaming`) can then be done to it."""
 
     of: Subject = Field(description="a model of the Llama family, such as smollm2")
+
+    def fetch(self) -> Path | None:
+        return self.of.fetch()
 
     def outline(self) -> PreTrainedModel:
         import torch

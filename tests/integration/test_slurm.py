@@ -1,0 +1,196 @@
+"""A real SLURM, started here: small studies through `lesion submit`, with a node that dies, a time-out and a cancelled job. Every
+lab must come out byte for byte as the same study leaves it on this machine alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import slurm
+from lesion.store import Store
+
+pytestmark = [
+    pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing()),
+    pytest.mark.xdist_group("slurm"),
+]
+DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value embedding --repeats 2 --prompts 6"
+DEGRADE += " --new-tokens 8 --documents 4 --tokens 48"
+MODERN = "modern-lm --tier smoke --repeats 2 --steps 200"
+LONG = "modern-lm --tier smoke --steps 6000"  # longer than its jobs are given
+PROFILE = 'time = 10\nmemory = 1\ncpus = 1\narray = 3\nparallel = 2\npartition = "small"\nnotice = 50\n'
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+
+
+def start(*command):
+    return subprocess.Popen(
+        [sys.executable, "-m", "lesion.cli", *command], env={**ENVIRONMENT, **_slurm()}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def _slurm():
+    return {"SLURM_CONF": os.environ["SLURM_CONF"]} if "SLURM_CONF" in os.environ else {}
+
+
+def end(process, code=0):
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == code, out
+    return out
+
+
+def lesion(*command, code=0):
+    return end(start(*command), code)
+
+
+def canonical(lab):
+    return b"".join(Store(lab).canonical())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "profile.toml").write_text(PROFILE)
+    (folder / "short.toml").write_text(PROFILE + "[training]\ntime = 1\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(place):
+    with slurm.Cluster(place / "cluster", cpus=4) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """The same studies on this machine, started now and read when they are needed."""
+    studies = {"degrade": DEGRADE, "modern": MODERN, "long": LONG}
+    going = {
+        name: start(
+            "run", *study.split(), "--lab", str(place / f"alone-{name}"), "--threads", "1", "--verbosity", "quiet"
+        )
+        for name, study in studies.items()
+    }
+
+    def read(name):
+        if name in going:
+            end(going.pop(name))
+        return canonical(place / f"alone-{name}")
+
+    yield read
+    for process in going.values():
+        process.kill()
+        process.communicate()
+
+
+def submit(place, name, study, profile="profile.toml"):
+    return lesion("submit", *study.split(), "--lab", str(place / name), "--profile", str(place / profile))
+
+
+def logs(lab):
+    return "".join(path.read_text(errors="replace") for path in sorted(lab.glob("jobs/*/*/*_log.out")))
+
+
+@pytest.fixture(scope="module")
+def submitted(place, cluster, alone):
+    """Three studies at once; when all are at work the node loses its power, and comes back."""
+    said = {
+        "long": submit(place, "long", LONG, "short.toml"),
+        "degrade": submit(place, "degrade", DEGRADE),
+        "modern": submit(place, "modern", MODERN),
+    }
+    slurm._until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved", 90)
+    lost = {job for job, state in cluster.queue().items() if state == "RUNNING"}
+    assert lost
+    cluster.lose_node()
+    time.sleep(1)
+    cluster.start("slurmd", "-D")
+    return said, lost
+
+
+def test_arrays_and_dependencies_give_the_lab_of_one_machine(place, cluster, submitted, alone, fault):
+    said, lost = submitted
+    assert "JOB1 × 3" in said["degrade"] and "JOB2, after JOB1" in said["degrade"]  # quoted readings come first
+    assert (
+        "JOB1 × 2" in said["modern"] and "each after its own of JOB1" in said["modern"]
+    )  # trainings, then what reads them
+    going = lesion("status", "--lab", str(place / "degrade"))
+    assert "tasks are done" in going or "waiting" in going or "running" in going
+    cluster.until_idle(300)
+    for name in ("degrade", "modern", "long"):
+        assert canonical(place / name) == alone(name), logs(place / name)[-3000:]
+        assert "tasks are done" in lesion("status", "--lab", str(place / name))
+    assert not list((place / "long").glob("states/.*")), "no workplace is left"
+    fault(
+        "node daemon and jobs killed (SLURM)",
+        "kill -9 of slurmd and of all jobs on it",
+        "requeued, byte-identical",
+        len(lost),
+    )
+
+
+def test_a_job_whose_time_is_over_saves_and_goes_on(place, submitted, fault):
+    told = logs(place / "long")
+    assert "Job has timed out" in told and "unfinished, saved after step" in told and "Requeued job" in told, told[
+        -3000:
+    ]
+    fault(
+        "time-out of a job (SLURM)",
+        "a limit of one minute",
+        "saved, requeued, byte-identical",
+        told.count("Requeued job"),
+    )
+
+
+def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone, fault):
+    lab = place / "cancelled"
+    assert "submitted degrade-" in submit(place, "cancelled", DEGRADE)
+    slurm._until(lambda: lab.joinpath("log").is_dir(), "something is read", 90)
+    refused = start("submit", *DEGRADE.split(), "--lab", str(lab), "--profile", str(place / "profile.toml"))
+    assert "still at work or waiting" in end(refused, code=2)
+    assert "cancelled degrade-" in lesion("cancel", "--lab", str(lab))
+    cluster.until_idle()
+    said = lesion("status", "--lab", str(lab))
+    assert "cancelled" in said and "lesion resubmit" in said
+    assert lesion("logs", "--lab", str(lab)).count("== ") >= 1
+    assert "submitted degrade-" in lesion("resubmit", "--lab", str(lab))
+    cluster.until_idle()
+    assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
+    assert "nothing to do" in lesion("resubmit", "--lab", str(lab))
+    fault("cancelled job (SLURM)", "scancel while it reads", "the rest submitted again, byte-identical")
+
+
+def test_what_fails_takes_its_own_along_and_nothing_else(place, cluster):
+    lab = place / "failing"  # the learning rate is one that no training survives
+    submit(place, "failing", "modern-lm --tier smoke --repeats 2 --steps 20 --lr 1e30")
+    cluster.until_idle()
+    said = lesion("status", "--lab", str(lab))
+    assert ("2 failed" in said and "2 cancelled" in said) or "2 lost" in said, said
+    assert "Stopped: loss" in said
+
+
+def test_what_the_scheduler_would_not_take_is_refused_before_anything_is_written(place, cluster):
+    lab = place / "refused"
+    for change, why in (
+        ('partition = "nowhere"', "invalid partition"),
+        ("time = 600", "partition small gives a job"),
+        ("memory = 100000", "SLURM refuses a job that reads"),
+        ("gpus = 2", "SLURM refuses a job that reads"),
+        ('setup = ["export HF_TOKEN=abc"]', "job scripts can be read"),
+        ("cores = 4", "cores Extra inputs are not permitted"),
+    ):
+        key = change.split(" = ")[0]
+        kept = [line for line in PROFILE.splitlines() if not line.startswith(f"{key} ")]
+        (place / "odd.toml").write_text("\n".join([*kept, change]))
+        told = lesion("submit", *DEGRADE.split(), "--lab", str(lab), "--profile", str(place / "odd.toml"), code=2)
+        assert why in told, told
+    assert not lab.exists()
+
+
+def test_a_dry_run_prints_the_tree_and_the_scripts_and_submits_nothing(place, cluster):
+    lab: Path = place / "dry"
+    told = lesion("submit", *MODERN.split(), "--lab", str(lab), "--profile", str(place / "short.toml"), "--dry-run")
+    assert "#SBATCH --array=0-1%2" in told and "#SBATCH --time=1\n" in told and "--dependency=aftercorr:JOB1" in told
+    assert not lab.exists()
