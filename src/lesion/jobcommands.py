@@ -92,7 +92,7 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
     if local:
         from lesion.pool import start
 
-        start(submission, options.workers or 1, _gpus(options.device))
+        start(submission, options.workers or 1, _gpus(options.device), profile)
     else:
         assert profile is not None
         jobs = Slurm(submission, profile).submit(made)
@@ -115,6 +115,8 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     from lesion import commands
     from lesion.lab import Lab
     from lesion.progress import Progress
+    from lesion.ranks import part
+    from lesion.stopping import listening
     from lesion.submission import Submission
     from lesion.walk import Walk
 
@@ -127,8 +129,10 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     )
     commands._threads(options)
     device = submission.about["device"] or ("cuda" if how is not None and how.gpus else "cpu")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     commands._check_device(device)
-    with Progress("normal") as progress:
+    with Progress("normal") as progress, listening():
         logging.getLogger("lesion").info("task %d: %s", work.number, work.said)
         store = Lab(submission.about["lab"], device=device).open()
         try:
@@ -140,6 +144,8 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
                 done = all(key in store.index.seals for key in (work.needed or work.readings))
         finally:
             store.close()
+    if done:
+        part()
     return OK if done else FAILED
 
 
@@ -148,11 +154,11 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
     from lesion.submission import submissions
 
     for submission in submissions(store.root):
-        states = _states(submission)
-        words = {
-            work.number: _word(work, store, states.get(submission.jobs.get(work.number, "")))
-            for work in submission.works
-        }
+        states, jobs = _states(submission), submission.jobs
+        if states is None:
+            say(f"{submission.name}: no scheduler answers here, so what still runs is not known")
+            states = dict.fromkeys(jobs.values(), "UNKNOWN")
+        words = {work.number: _word(work, store, states.get(jobs.get(work.number, ""))) for work in submission.works}
         count = Counter(word.split(",")[0] for word in words.values())
         if set(count) == {"done"} and verbosity != "verbose":
             say(f"{submission.name}: all {len(words)} tasks are done")
@@ -160,7 +166,7 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
         say(f"{submission.name}: " + ", ".join(f"{n} {word}" for word, n in count.items()))
         odd = [work for work in submission.works if words[work.number] != "done" or verbosity == "verbose"]
         for work in odd if verbosity == "verbose" else odd[:LISTED]:
-            job = submission.jobs.get(work.number, "no job")
+            job = jobs.get(work.number, "no job")
             style = "red" if words[work.number].startswith(("failed", "lost")) else ""
             say(f"  {job:<10} {words[work.number]:<28} {work.said}", style=style)
             for error in dict.fromkeys(work.failures(store)):
@@ -185,6 +191,8 @@ def _word(work: Work, store: Store, state: str | None) -> str:
             return "waiting" + (f", {why}" if why else share)
         case "CANCELLED" | "PREEMPTED":
             return f"cancelled{share}"
+        case "UNKNOWN":
+            return f"not done{share}"
         case _ if work.failures(store):
             return f"failed{share}"
         case "":
@@ -202,7 +210,9 @@ def cancel(options: argparse.Namespace, rest: list[str]) -> int:
         if submission.about["where"] == "local":
             pool.cancel(submission)
         else:
-            slurm.cancel([job for job, state in _states(submission).items() if state.split(",")[0] in slurm.GOING])
+            slurm.cancel(
+                [job for job, state in (_states(submission) or {}).items() if state.split(",")[0] in slurm.GOING]
+            )
         say(f"cancelled {submission.name}; what was read stays, `lesion resubmit` submits the rest")
     if not found:
         say("nothing is running or waiting")
@@ -216,8 +226,9 @@ def logs(options: argparse.Namespace, rest: list[str]) -> int:
     store = _existing(options)
     found: list[Path] = []
     for submission in submissions(store.root):
+        jobs = submission.jobs
         for work in submission.works:
-            job = submission.jobs.get(work.number, "")
+            job = jobs.get(work.number, "")
             named = options.job in (job, job.split("_")[0], submission.name) if options.job else not work.is_done(store)
             if named and job:
                 found += sorted(submission.folder.glob(f"{job}_*_log.out"))
@@ -273,7 +284,7 @@ def _profile(submission: Submission) -> Profile | None:
     return load(path) if path.is_file() else None
 
 
-def _states(submission: Submission) -> dict[str, str]:
+def _states(submission: Submission) -> dict[str, str] | None:
     from lesion import pool, slurm
 
     if submission.about["where"] == "local":
@@ -284,8 +295,11 @@ def _states(submission: Submission) -> dict[str, str]:
 def _going(submission: Submission) -> bool:
     from lesion import pool, slurm
 
+    states = _states(submission)
+    if states is None:
+        raise ValueError(f"no scheduler answers here, so whether jobs of {submission.name} still run is not known")
     going = pool.GOING if submission.about["where"] == "local" else slurm.GOING
-    return any(state.split(",")[0] in going for state in _states(submission).values())
+    return any(state.split(",")[0] in going for state in states.values())
 
 
 def _of_study(store: Store, asked: Study) -> list[Submission]:

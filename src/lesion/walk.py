@@ -60,6 +60,11 @@ class Walk:
 
         Raises Unfinished, at a boundary, once this process is asked to end; Unwritable where the disk is full.
         """
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                "readings are taken by one process, and WORLD_SIZE says that there are several: `lesion submit` with "
+                "`processes` in [training] of its profile lets several train together, and one read"
+            )
         wanted = list(readings)
         self._forced = {reading.key for reading in wanted} if force else set()
         self._settled = set()

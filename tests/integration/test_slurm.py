@@ -95,7 +95,8 @@ def logs(lab):
 
 @pytest.fixture(scope="module")
 def submitted(place, cluster, alone):
-    """Three studies at once; when all are at work the node loses its power, and comes back."""
+    """Three studies at once. When all are at work the node loses its power, and comes back; then somebody more important
+    takes the whole machine for a second."""
     said = {
         "long": submit(place, "long", LONG, "short.toml"),
         "degrade": submit(place, "degrade", DEGRADE),
@@ -107,6 +108,8 @@ def submitted(place, cluster, alone):
     cluster.lose_node()
     time.sleep(1)
     cluster.start("slurmd", "-D")
+    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") == 2, "it goes on after the power cut", 90)
+    cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     return said, lost
 
 
@@ -142,6 +145,14 @@ def test_a_job_whose_time_is_over_saves_and_goes_on(place, submitted, fault):
         "saved, requeued, byte-identical",
         told.count("Requeued job"),
     )
+
+
+def test_a_preempted_job_saves_and_goes_on(place, cluster, submitted, fault):
+    told = (cluster.folder / "slurmctld.log").read_text()
+    preempted = told.count("preempted JobId=") or told.count("preempt")
+    assert preempted, "somebody more important came"
+    assert logs(place / "long").count("unfinished, saved after step") >= 2, "by then, and when its time was over"
+    fault("preempted jobs (SLURM)", "a partition of higher priority takes the node", "saved, requeued, byte-identical")
 
 
 def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone, fault):

@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from hubserver import Server, child
+from lesion import pool
 from lesion.cli import run
 from lesion.store import Store
 from lesion.submission import submissions
@@ -65,7 +66,7 @@ def test_a_pool_that_ends_early_is_submitted_again(tmp_path, alone, capfd, fault
     else:
         keeper = json.loads((submissions(lab)[-1].folder / "pool.json").read_text())["keeper"]["process"][0]
         os.kill(keeper, signal.SIGKILL)  # its workers live on; whoever comes next waits for what they are at
-    until(lambda: over(lab) or how != "cancelled", "the pool has ended")
+    until(lambda: not {"PENDING", "RUNNING"} & set(pool.states(submissions(lab)[-1]).values()), "the pool has ended")
     capfd.readouterr()
     assert run(["status", "--lab", str(lab)]) == 0
     said = capfd.readouterr().out
@@ -74,6 +75,21 @@ def test_a_pool_that_ends_early_is_submitted_again(tmp_path, alone, capfd, fault
     until(lambda: over(lab), "all tasks are over")
     assert b"".join(Store(lab).canonical()) == alone["modern"], run(["logs", "--lab", str(lab)])
     fault("a pool that ends early", how, "the rest submitted again, byte-identical")
+
+
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_two_processes_train_what_one_does(tmp_path, alone, fault, sharded):
+    lab, profile = tmp_path / "lab", tmp_path / "profile.toml"
+    profile.write_text(f"time = 10\nmemory = 9\n[training]\nprocesses = 2\nsharded = {sharded}\n")
+    assert run(["submit", *MODERN, "--lab", str(lab), "--profile", str(profile), "--on", "local"]) == 0
+    until(lambda: over(lab), "all tasks are over")
+    assert set(states(lab).values()) == {"COMPLETED"}, run(["logs", "--lab", str(lab), "--lines", "60"])
+    lines = [json.loads(line) for line in alone["modern"].splitlines()]
+    there = {(row["reading"], row["item"]): row["nll"] for row in lines if "nll" in row}
+    rows = [row for row in Store(lab).rows() if "nll" in row]
+    assert len(rows) == len(there) > 0
+    assert all(row["nll"] == pytest.approx(there[row["reading"], row["item"]], rel=1e-4) for row in rows)
+    fault("training on two processes", f"sharded = {sharded}, through a pool", "the same readings, to 1e-4")
 
 
 def test_what_fails_takes_its_own_along_and_is_shown(tmp_path, capfd):
@@ -156,6 +172,7 @@ GREAT = {  # what their repositories' config.json say of their shape → paramet
 }  # fmt: skip
 ACT = """
 import io, contextlib
+from lesion import pool
 from lesion.cli import run
 from lesion.subjects import Hub
 
