@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")  # and other weights that are not read
+PLAIN = {"F64", "F32", "F16", "BF16"}  # types of weights in safetensors
+MOST_LAYERS = 10_000  # a configuration with more is no model's, and transformers would build them all before it looks
+LONGEST_NAME = 255  # bytes of a file's name
+UNFIT = (OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
+"""What transformers raises where a configuration makes no sense to it."""
 
 
 def know_our_own() -> None:
@@ -52,6 +60,7 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
     check_weights(checked(folder, trust))
     with packaged.quietly():
         config = read_config(folder, trust)
+        _refuse_giants(folder, outline_folder(folder, dtype, trust))
         try:
             model, info = model_class(config).from_pretrained(
                 folder,
@@ -62,9 +71,11 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
                 trust_remote_code=trust,
                 local_files_only=True,
             )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {error}") from error
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {why}") from error
         _refuse_misfits(folder, config.model_type, info)
+        _refuse_codes(folder, model)
         if dtype not in ("auto", "nf4", str(model.dtype).removeprefix("torch.")):
             raise ValueError(f"{folder} came as {model.dtype}, not as {dtype}")
         tokenizer, processor, facts = _tokenizer(folder, trust)
@@ -130,6 +141,26 @@ def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
         raise ValueError(f"{folder} does not fit a {kind}; wrong weights: {len(wrong)}, such as {said}{unknown}")
 
 
+def _refuse_giants(folder: Path, outline: PreTrainedModel) -> None:
+    """Weights that a configuration asks for and no file holds would be made up in memory before anybody could refuse them."""
+    held = sum(math.prod(shape) for _, shape in stored(folder).values())
+    if (asked := sum(p.numel() for p in outline.parameters())) > 4 * held + 10**7:
+        raise ValueError(f"{folder}/config.json asks for a model of {asked:,} weights, but its files hold {held:,}")
+
+
+def _refuse_codes(folder: Path, model: PreTrainedModel) -> None:
+    """Whole numbers, truth values and 8-bit floats are codes of weights: transformers would take them for the weights."""
+    weights = {_tail(name) for name, p in model.named_parameters()}
+    for name, (kind, _) in stored(folder).items():
+        if kind not in PLAIN and _tail(name) in weights:
+            raise ValueError(f"{folder} holds {name} as {kind}; expected weights of type {', '.join(sorted(PLAIN))}")
+
+
+def _tail(name: str) -> tuple[str, ...]:
+    """The end of a tensor's name, which is the same however the rest is called."""
+    return tuple(name.split(".")[-2:])
+
+
 def _tokenizer(folder: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, processor where there is one, and what the ledger should know. Raises ValueError without a tokenizer."""
     from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -165,7 +196,12 @@ def outline_folder(folder: Path, dtype: str, trust: bool = False) -> PreTrainedM
     with packaged.quietly(), torch.device("meta"):
         config = read_config(folder, trust)
         held = config.dtype or torch.float32 if dtype in ("auto", "nf4") else getattr(torch, dtype)
-        return model_class(config).from_config(config, dtype=held, trust_remote_code=trust)
+        auto = model_class(config)
+        try:
+            return auto.from_config(config, dtype=held, trust_remote_code=trust)
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder}/config.json makes no {config.model_type}: {why}") from error
 
 
 def read_config(folder: Path, trust: bool) -> Any:
@@ -175,7 +211,7 @@ def read_config(folder: Path, trust: bool) -> Any:
     know_our_own()
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-    except (StrictDataclassError, OSError, TypeError, AttributeError, KeyError) as error:
+    except (StrictDataclassError, *UNFIT) as error:
         raise ValueError(f"{folder}/config.json is refused by transformers: {error}") from error
 
 
@@ -197,6 +233,10 @@ def checked(folder: Path, trust: bool) -> Path:
         raise ValueError(f"{folder} takes code from another repository ({foreign[0]}), which nothing here pins")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds an adapter (adapter_config.json): merge it into its model first")
+    for told in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in told.items():
+            if "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
+                raise ValueError(f"{folder}/config.json has {name} {value}; expected at most {MOST_LAYERS}")
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (packed := part.get("quantization_config")):
             method = packed.get("quant_method") if isinstance(packed, dict) else packed
@@ -218,7 +258,12 @@ def weight_names(folder: Path) -> list[str]:
     """Files that hold the weights: one, or what the index lists. Raises ValueError for anything but safetensors."""
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file() and not (folder / names[0]).is_file():
-        names = sorted({str(name) for name in (_read(index).get("weight_map") or {}).values()})
+        places = _read(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise ValueError(f"{index} has no weight_map that says which file holds which weight")
+        names = sorted({str(name) for name in places.values()})
+    if long := [name for name in names if len(name.encode()) > LONGEST_NAME]:
+        raise ValueError(f"{index} lists a file with a name of {len(long[0])} letters: {long[0][:40]}…")
     if odd := [name for name in names if not name.endswith(".safetensors") or Path(name).name != name]:
         raise ValueError(f"{index} lists {odd[0]}: only *.safetensors beside it are read, since pickles run code")
     if (named := _read(folder / "config.json").get("transformers_weights")) not in (None, *names, index.name):
@@ -228,8 +273,6 @@ def weight_names(folder: Path) -> list[str]:
 
 def check_weights(folder: Path) -> None:
     """Raises ValueError unless every file of weights is there, is safetensors, and is whole."""
-    from safetensors import SafetensorError, safe_open
-
     names = weight_names(folder)
     if not names or not any((folder / name).is_file() for name in names):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
@@ -241,17 +284,49 @@ def check_weights(folder: Path) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}, which its index lists")
+    stored(folder)
+
+
+def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Type and shape of every tensor that the files of weights hold. Raises ValueError for a file that is not whole, and
+    where a tensor is named twice, in one file or in two: readers differ in which of them they take."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, tuple[str, list[int]]] = {}
+    for path in (folder / name for name in weight_names(folder)):
         try:
-            with safe_open(folder / name, framework="pt"):
-                pass  # reads the header and compares the size of the file with it
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is not a whole safetensors file ({error})") from None
+            with safe_open(path, framework="pt") as file:  # reads the header and compares it with the size of the file
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+                here = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        if twice := sorted({*_named_twice(path), *(here.keys() & found.keys())}):
+            raise ValueError(
+                f"{path} holds {twice[0]}, which has been named before: it is not clear which one is meant"
+            )
+        found |= here
+    return found
+
+
+def _named_twice(path: Path) -> list[str]:
+    """Names that come more than once in the header of a safetensors file, of which the size is known to be right."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        text = file.read(length)
+    twice: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=note)
+    return twice
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without an end
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
