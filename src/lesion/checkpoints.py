@@ -7,10 +7,6 @@ missing, unknown or of another shape, code of the repository that nobody asked f
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import struct
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from lesion import packaged
 from lesion.trial import Specimen, Subject, Trial
+from lesion.weightfiles import PICKLES, check_weights, read_json, refuse_codes, refuse_giants, refuse_holes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")  # and other weights that are not read
-PLAIN = {"F64", "F32", "F16", "BF16"}  # types of weights in safetensors
 MOST_LAYERS = 10_000  # a configuration with more is no model's, and transformers would build them all before it looks
-LONGEST_NAME = 255  # bytes of a file's name
+OVERFLOWING = ("gemma3",)  # hidden states reach 10⁵ and more, float16 ends at 65,504 (transformers, issue 36822)
 UNFIT = (OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
 """What transformers raises where a configuration makes no sense to it."""
 
@@ -60,7 +56,7 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
     check_weights(checked(folder, trust))
     with packaged.quietly():
         config = read_config(folder, trust)
-        _refuse_giants(folder, outline_folder(folder, dtype, trust))
+        refuse_giants(folder, outline_folder(folder, dtype, trust))
         try:
             model, info = model_class(config).from_pretrained(
                 folder,
@@ -75,7 +71,8 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {why}") from error
         _refuse_misfits(folder, config.model_type, info)
-        _refuse_codes(folder, model)
+        refuse_codes(folder, model)
+        refuse_holes(folder, model)
         if dtype not in ("auto", "nf4", str(model.dtype).removeprefix("torch.")):
             raise ValueError(f"{folder} came as {model.dtype}, not as {dtype}")
         tokenizer, processor, facts = _tokenizer(folder, trust)
@@ -122,7 +119,7 @@ def _of_stills(folder: Path, options: dict[str, Any]) -> Any:
     known: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            known |= _read(folder / name)
+            known |= read_json(folder / name)
     if known.get("processor_class") != "SmolVLMProcessor":
         return None
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -141,24 +138,12 @@ def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
         raise ValueError(f"{folder} does not fit a {kind}; wrong weights: {len(wrong)}, such as {said}{unknown}")
 
 
-def _refuse_giants(folder: Path, outline: PreTrainedModel) -> None:
-    """Weights that a configuration asks for and no file holds would be made up in memory before anybody could refuse them."""
-    held = sum(math.prod(shape) for _, shape in stored(folder).values())
-    if (asked := sum(p.numel() for p in outline.parameters())) > 4 * held + 10**7:
-        raise ValueError(f"{folder}/config.json asks for a model of {asked:,} weights, but its files hold {held:,}")
-
-
-def _refuse_codes(folder: Path, model: PreTrainedModel) -> None:
-    """Whole numbers, truth values and 8-bit floats are codes of weights: transformers would take them for the weights."""
-    weights = {_tail(name) for name, p in model.named_parameters()}
-    for name, (kind, _) in stored(folder).items():
-        if kind not in PLAIN and _tail(name) in weights:
-            raise ValueError(f"{folder} holds {name} as {kind}; expected weights of type {', '.join(sorted(PLAIN))}")
-
-
-def _tail(name: str) -> tuple[str, ...]:
-    """The end of a tensor's name, which is the same however the rest is called."""
-    return tuple(name.split(".")[-2:])
+def _refuse_overflow(folder: Path, config: Any, dtype: torch.dtype) -> None:
+    if str(config.model_type).startswith(OVERFLOWING) and str(dtype) == "torch.float16":
+        raise ValueError(
+            f"{folder} is a {config.model_type} in float16, in which its hidden states overflow: expected dtype bfloat16 or "
+            "float32"
+        )
 
 
 def _tokenizer(folder: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -197,6 +182,7 @@ def outline_folder(folder: Path, dtype: str, trust: bool = False) -> PreTrainedM
         config = read_config(folder, trust)
         held = config.dtype or torch.float32 if dtype in ("auto", "nf4") else getattr(torch, dtype)
         auto = model_class(config)
+        _refuse_overflow(folder, config, held)
         try:
             return auto.from_config(config, dtype=held, trust_remote_code=trust)
         except UNFIT as error:
@@ -222,8 +208,8 @@ def checked(folder: Path, trust: bool) -> Path:
         raise ValueError(f"no folder {folder}" + (f"; {folder.parent} has: {', '.join(near[:12])}" if near else ""))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not a transformers directory")
-    config = _read(folder / "config.json")
-    code = sorted({ref for path in folder.glob("*config.json") for ref in _own_code(_read(path))})
+    config = read_json(folder / "config.json")
+    code = sorted({ref for path in folder.glob("*config.json") for ref in _own_code(read_json(path))})
     if code and not trust:
         raise ValueError(
             f"{folder} brings Python code of its own ({', '.join(code)}), which is not run unless "
@@ -252,85 +238,6 @@ def _own_code(value: Any) -> Iterator[str]:
                 yield from (str(ref) for ref in (refs if isinstance(refs, list) else [refs]) if ref)
         else:
             yield from _own_code(inner)
-
-
-def weight_names(folder: Path) -> list[str]:
-    """Files that hold the weights: one, or what the index lists. Raises ValueError for anything but safetensors."""
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.is_file() and not (folder / names[0]).is_file():
-        places = _read(index).get("weight_map")
-        if not isinstance(places, dict):
-            raise ValueError(f"{index} has no weight_map that says which file holds which weight")
-        names = sorted({str(name) for name in places.values()})
-    if long := [name for name in names if len(name.encode()) > LONGEST_NAME]:
-        raise ValueError(f"{index} lists a file with a name of {len(long[0])} letters: {long[0][:40]}…")
-    if odd := [name for name in names if not name.endswith(".safetensors") or Path(name).name != name]:
-        raise ValueError(f"{index} lists {odd[0]}: only *.safetensors beside it are read, since pickles run code")
-    if (named := _read(folder / "config.json").get("transformers_weights")) not in (None, *names, index.name):
-        raise ValueError(f"{folder} has its weights in {named}; expected model.safetensors or {index.name}")
-    return names
-
-
-def check_weights(folder: Path) -> None:
-    """Raises ValueError unless every file of weights is there, is safetensors, and is whole."""
-    names = weight_names(folder)
-    if not names or not any((folder / name).is_file() for name in names):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        if pickles:
-            raise ValueError(
-                f"{folder} holds pickled weights ({', '.join(pickles)}), which are refused: loading them runs code"
-            )
-        raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}, which its index lists")
-    stored(folder)
-
-
-def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of every tensor that the files of weights hold. Raises ValueError for a file that is not whole, and
-    where a tensor is named twice, in one file or in two: readers differ in which of them they take."""
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, tuple[str, list[int]]] = {}
-    for path in (folder / name for name in weight_names(folder)):
-        try:
-            with safe_open(path, framework="pt") as file:  # reads the header and compares it with the size of the file
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-                here = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
-        if twice := sorted({*_named_twice(path), *(here.keys() & found.keys())}):
-            raise ValueError(
-                f"{path} holds {twice[0]}, which has been named before: it is not clear which one is meant"
-            )
-        found |= here
-    return found
-
-
-def _named_twice(path: Path) -> list[str]:
-    """Names that come more than once in the header of a safetensors file, of which the size is known to be right."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        text = file.read(length)
-    twice: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        return dict(pairs)
-
-    json.loads(text, object_pairs_hook=note)
-    return twice
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without an end
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def folder_digest(folder: Path) -> str:

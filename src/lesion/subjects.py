@@ -25,8 +25,6 @@ from pydantic import Field, field_validator, model_validator
 
 from lesion import packaged
 from lesion.checkpoints import (
-    PICKLES,
-    check_weights,
     checked,
     folder_digest,
     know_our_own,
@@ -34,11 +32,11 @@ from lesion.checkpoints import (
     model_class,
     outline_folder,
     strangers,
-    weight_names,
 )
 from lesion.hub import REPOSITORY, ask
 from lesion.hub import hub_token as hub_token
 from lesion.trial import Specimen, Subject, Trial
+from lesion.weightfiles import PICKLES, check_weights, weight_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
