@@ -71,6 +71,8 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {why}") from error
         _refuse_misfits(folder, config.model_type, info)
+        if dtype != "nf4":
+            _take_out(model)
         refuse_codes(folder, model)
         refuse_holes(folder, model)
         if dtype not in ("auto", "nf4", str(model.dtype).removeprefix("torch.")):
@@ -136,6 +138,13 @@ def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
         unknown = f" (it holds an unknown {min(info['unexpected_keys'])})" if info["unexpected_keys"] else ""
         said = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
         raise ValueError(f"{folder} does not fit a {kind}; wrong weights: {len(wrong)}, such as {said}{unknown}")
+
+
+def _take_out(model: PreTrainedModel) -> None:
+    """Copies the weights out of their files. What needs no conversion is a view of a file's own pages: whoever writes to the
+    file then changes the model on the bench, and whoever shortens it kills the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.detach().clone()
 
 
 def _refuse_overflow(folder: Path, config: Any, dtype: torch.dtype) -> None:
