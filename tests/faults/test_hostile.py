@@ -227,6 +227,38 @@ def extra(header, body, names):
     return {**header, "more.weight": entry}, body + b"\0" * 4
 
 
+LEDGERS = {
+    "half a JSON": '[{"after": "',
+    "not UTF-8": b'["\xff"]',
+    "another digest": '[{"after": "0123456789abcdef0123456789abcdef"}]',
+    "an empty list": "[]",
+    "an object": "{}",
+    "null": "null",
+    "an entry that is no object": "[1]",
+    "an entry without a digest": "[{}]",
+    "an array nested 200,000 deep": "[" * 200_000 + "]" * 200_000,
+    "no file": None,
+}
+NAMED = ("half a JSON", "not UTF-8", "another digest", "no file")
+OPEN = pytest.mark.xfail(strict=True, reason="store.py: restore takes a ledger for what it is called")
+
+
+@pytest.mark.parametrize("how", [how if how in NAMED else pytest.param(how, marks=OPEN) for how in LEDGERS])
+def test_a_kept_state_whose_ledger_makes_no_sense(labs, tmp_path, how, capsys, fault):
+    lab = shutil.copytree(labs[0], tmp_path / "lab")
+    ledger, text = lab / "states" / KEPT.key / "ledger.json", LEDGERS[how]
+    good = ledger.read_bytes()
+    ledger.unlink()
+    if text is not None:
+        ledger.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (failure,) = more(lab).index.failures.values()
+    assert failure["error"].startswith("ValueError: the kept state") and str(ledger.parent) in failure["error"]
+    assert run(["export", KEPT.key[:12], str(tmp_path / "out"), "--lab", str(lab)]) == 2
+    ledger.write_bytes(good)
+    assert list(more(lab).canonical()) == labs[1]
+    fault("hostile ledger of a kept state", how, "recorded by name; put right, finished byte-identical")
+
+
 # ---------------------------------------------------------------------- a checkpoint of a training
 
 

@@ -10,6 +10,9 @@ import torch
 
 from lesion import Lab
 from lesion.studies.degrade import Degrade
+from lesion.subjects import Scratch
+from lesion.trial import Reading
+from words import TestNorms
 
 STUDY = {
     "subject": "tiny-llama",
@@ -132,3 +135,21 @@ def test_a_generation_goes_on_with_half_its_rows_and_says_so(undisturbed, tmp_pa
     fault(
         "out of memory in generation", "with more than one row at a time", "said aloud, the same texts, fewer rows", 1
     )
+
+
+class TestSpeaks(TestNorms):
+    """A measure that fails in letters that no UTF-8 has, as an operating system names a file."""
+
+    name = "test-speaks"
+
+    def read(self, specimen, items):
+        raise ValueError("cannot read 'caf\udce9.txt'")
+
+
+@pytest.mark.xfail(strict=True, reason="store.py: fail writes what UTF-8 cannot hold, and the whole run ends there")
+def test_an_error_in_letters_that_no_utf8_has_is_recorded_too(lab, fault):
+    readings = [Reading(trial=Scratch(), measure=measure) for measure in (TestSpeaks(), TestNorms())]
+    store = lab.take(readings)
+    assert len(store.index.seals) == 1
+    assert "cannot read" in store.index.failures[readings[0].key]["error"]
+    fault("an error of any text", "a lone surrogate", "recorded, the others taken")
