@@ -25,8 +25,6 @@ from pydantic import Field, field_validator, model_validator
 
 from lesion import packaged
 from lesion.checkpoints import (
-    PICKLES,
-    check_weights,
     checked,
     folder_digest,
     know_our_own,
@@ -34,11 +32,11 @@ from lesion.checkpoints import (
     model_class,
     outline_folder,
     strangers,
-    weight_names,
 )
 from lesion.hub import REPOSITORY, ask
 from lesion.hub import hub_token as hub_token
 from lesion.trial import Specimen, Subject, Trial
+from lesion.weightfiles import PICKLES, check_weights, weight_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,8 +98,18 @@ class Directory(Subject):
         return outline_folder(self._folder(), self.dtype, self.trust_remote_code)
 
     def load(self, device: str = "cpu") -> Specimen:
+        before = _stamps(self._folder())
         pinned = self.pin()  # what is loaded is what was pinned, or an error
-        return load_folder(self._folder(), pinned, device, self.dtype, self.trust_remote_code)
+        specimen = load_folder(self._folder(), pinned, device, self.dtype, self.trust_remote_code)
+        if _stamps(self._folder()) != before:
+            raise ValueError(f"{self.path} was written to while it was read: its files have changed")
+        return specimen
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when somebody writes to a file, and is asked for at no cost."""
+    found = {path.name: path.stat() for path in folder.iterdir() if path.is_file()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 class Hub(Subject):
