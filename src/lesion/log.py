@@ -5,6 +5,7 @@
     {"is":"row","reading":…,"take":0,"item":…} one observation
     {"is":"seal","reading":…}                  a reading is complete when its seal is in the log
     {"is":"failure", …}                        what could not be done, with its trace
+    {"is":"void","of":…,"take":0}              rows of this reading were of a model that had been changed
 
 A torn last line is what a killed process leaves: it is skipped and its items are taken again. Any other line that cannot
 be read is an error that names it. Segments of dead writers are compacted into parquet, line for line, so a lab holds few

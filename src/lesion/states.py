@@ -88,8 +88,11 @@ class States:
         try:
             saved = load_file(folder / "model.safetensors")
             ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"the kept state {folder} cannot be read ({error}); nothing was changed") from None
+        entries = ledger if isinstance(ledger, list) else []
+        if not entries or not all(isinstance(entry, dict) for entry in entries) or "after" not in entries[-1]:
+            raise ValueError(f"the kept state {folder} has a ledger.json that is no ledger; nothing was changed")
         here = dict(named_tensors(specimen.model))
         if saved.keys() != here.keys():
             odd = sorted(saved.keys() ^ here.keys())

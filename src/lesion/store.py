@@ -88,6 +88,7 @@ class Index:
     states: Records = field(default_factory=Records)
     failures: dict[str, Record] = field(default_factory=dict)  # by state or reading key; gone once it succeeds
     environments: dict[str, Record] = field(default_factory=dict)
+    void: dict[str, int] = field(default_factory=dict)  # reading → last take whose rows are of a model that was changed
 
 
 class Store(States):
@@ -138,6 +139,8 @@ class Store(States):
                 case "failure":
                     index.failures[record["of"]] = record
                     told.add(record["of"])
+                case "void":
+                    index.void[record["of"]] = max(record["take"], index.void.get(record["of"], -1))
                 case "open":
                     index.environments[record["writer"]] = record["environment"]
         for key in [key for key in index.failures if key in told and (key in index.seals or key in index.states)]:
@@ -146,16 +149,17 @@ class Store(States):
             for place in texts:
                 row = log.parse(*place)
                 sealed = index.seals.get(row["reading"])
-                if sealed is None or row["take"] > sealed.take:
+                last = max(sealed.take if sealed is not None else -1, index.void.get(row["reading"], -1))
+                if row["take"] > last:
                     index.begun.setdefault(row["reading"], {}).setdefault(row["take"], {}).setdefault(row["item"], row)
 
     def next_take(self, reading: str, force: bool = False) -> int | None:
         """The take to work on, or None where the reading is complete."""
         sealed = self.index.seals.get(reading)
-        begun = max(self.index.begun.get(reading, {}), default=-1)
+        begun, void = max(self.index.begun.get(reading, {}), default=-1), self.index.void.get(reading, -1)
         if force:
-            return max(begun, sealed.take if sealed else -1) + 1
-        return None if sealed else max(begun, 0)
+            return max(begun, void, sealed.take if sealed else -1) + 1
+        return None if sealed else max(begun, void + 1)
 
     def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
         """Key, text and place of every row of complete readings, in the take that counts."""
@@ -249,6 +253,12 @@ class Store(States):
         begun = self.index.begun.setdefault(reading, {}).setdefault(take, {})
         begun.update((record["item"], record) for record in records)
 
+    def void(self, reading: str) -> None:
+        """What was read so far is of a model that was not what it should be: it is never looked at again."""
+        if takes := self.index.begun.pop(reading, None):
+            self._segment.append([{"is": "void", "of": reading, "take": max(takes)}])
+            self.index.void[reading] = max(takes)
+
     def seal(self, seal: Seal) -> None:
         self._leases.check(seal.reading)
         self._segment.append([{"is": "seal", **vars(seal)}])
@@ -266,7 +276,11 @@ class Store(States):
 
     def fail(self, of: str, error: BaseException, trace: str) -> None:
         """Records what could not be done. It is tried again by the next run."""
-        record = {"is": "failure", "of": of, "error": f"{type(error).__name__}: {error}", "trace": trace}
+        said = f"{type(error).__name__}: {error}"
+        said, trace = (  # the name of a file may hold what UTF-8 cannot
+            text.encode("utf-8", "backslashreplace").decode() for text in (said, trace)
+        )
+        record = {"is": "failure", "of": of, "error": said, "trace": trace}
         self._segment.append([record])
         self.index.failures[of] = record
 

@@ -130,9 +130,6 @@ def test_a_training_on_nothing(lab, tmp_path, fault):
     fault("nothing to train on", "one token, empty documents, no document", REFUSED, 3)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="packing.py: the length of an empty stream is -1, and `len` says so in its own words"
-)
 def test_a_training_that_skips_all_there_is(lab, tmp_path, fault):
     trial = heal(written(tmp_path / "mine.jsonl", GOOD), skip=12)
     store = lab.take([Reading(trial=trial, measure=TestNorms())])
@@ -141,9 +138,6 @@ def test_a_training_that_skips_all_there_is(lab, tmp_path, fault):
     fault("nothing to train on", "more documents left out than there are", REFUSED)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="packing.py: rows of empty documents have no target, and a loss over none is divided"
-)
 @pytest.mark.parametrize("documents", ["apart", "joined"])
 def test_a_training_on_a_corpus_with_many_empty_documents(lab, tmp_path, documents, fault):
     full = written(tmp_path / "full.jsonl", GOOD)

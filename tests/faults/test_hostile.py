@@ -239,11 +239,9 @@ LEDGERS = {
     "an array nested 200,000 deep": "[" * 200_000 + "]" * 200_000,
     "no file": None,
 }
-NAMED = ("half a JSON", "not UTF-8", "another digest", "no file")
-OPEN = pytest.mark.xfail(strict=True, reason="store.py: restore takes a ledger for what it is called")
 
 
-@pytest.mark.parametrize("how", [how if how in NAMED else pytest.param(how, marks=OPEN) for how in LEDGERS])
+@pytest.mark.parametrize("how", LEDGERS)
 def test_a_kept_state_whose_ledger_makes_no_sense(labs, tmp_path, how, capsys, fault):
     lab = shutil.copytree(labs[0], tmp_path / "lab")
     ledger, text = lab / "states" / KEPT.key / "ledger.json", LEDGERS[how]

@@ -50,7 +50,6 @@ def told(row):
     return {name: row[name] for name in ("text", "tokens", "stop")}
 
 
-@pytest.mark.xfail(strict=True, reason="decode.py, inference.py: padding, and what a stopped row has left in the cache")
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_that_meets_a_nan_halfway_stops_alone(tmp_path, family, batch, fault):
@@ -99,9 +98,6 @@ def test_padding_that_is_nan_to_the_model_reaches_no_document(tmp_path, family, 
     )
 
 
-@pytest.mark.xfail(
-    strict=False, reason="inference.py: packs layers in float16, which oneDNN refuses on many processors"
-)
 def test_a_llama_in_float16_is_read_on_any_processor(tmp_path):
     specimen = Scratch(seed=1).load()
     specimen.model.save_pretrained(tmp_path / "model")

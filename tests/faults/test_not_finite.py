@@ -244,7 +244,6 @@ def test_a_measure_that_brings_a_nan_fails_and_nothing_of_it_is_written(tmp_path
     )
 
 
-@pytest.mark.xfail(strict=True, reason="walk.py: _visit enters a state outside of what records failures")
 def test_a_step_whose_facts_are_nan_does_not_take_its_siblings_along(tmp_path, fault):
     a, bad = Scratch(), TestNaNFacts()
     store = Lab(tmp_path / "lab").take(
