@@ -157,7 +157,7 @@ def parser() -> Parser:
         "--simulations", type=_count, metavar="N", default=1000, help="of each kind (default: 1000)"
     )
     calibrated.add_argument("--seed", type=_count, metavar="N", default=0, help="of the simulations (default: 0)")
-    command("status", "what a lab holds: states, readings, rows, failures")
+    command("status", "what a lab holds, what failed, and what has become of jobs")
     shown = command("show", "one state, reading or failure")
     shown.add_argument("key", metavar="KEY", help="its key, or the beginning of it; `lesion status` lists states")
     for name, what in (

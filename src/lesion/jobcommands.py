@@ -27,6 +27,13 @@ DRAWN = 40  # tasks that `submit --dry-run` draws
 
 def submit(options: argparse.Namespace, rest: list[str]) -> int:
     asked = parse_study(options, rest)
+    for name, why in (
+        ("force", "jobs take what is missing"),
+        ("track", "metrics of jobs lie in the lab"),
+        ("threads", "cpus says it"),
+    ):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is for `lesion run`: {why}")
     return _submit(options, asked)
 
 

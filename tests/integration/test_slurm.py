@@ -21,6 +21,7 @@ pytestmark = [
 DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value embedding --repeats 2 --prompts 6"
 DEGRADE += " --new-tokens 8 --documents 4 --tokens 48"
 MODERN = "modern-lm --tier smoke --repeats 2 --steps 200"
+SECRET = "hf_NobodyMayReadThis"
 LONG = "modern-lm --tier smoke --steps 6000"  # longer than its jobs are given
 PROFILE = 'time = 10\nmemory = 1\ncpus = 1\narray = 3\nparallel = 2\npartition = "small"\nnotice = 50\n'
 
@@ -48,7 +49,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster(place):
-    with slurm.Cluster(place / "cluster", cpus=4) as cluster:
+    with pytest.MonkeyPatch.context() as patch, slurm.Cluster(place / "cluster", cpus=4) as cluster:
+        patch.setenv("HF_TOKEN", SECRET)  # which reaches the jobs, and nothing that stays
         yield cluster
 
 
@@ -72,7 +74,7 @@ def alone(place):
             going[name] = subprocess.Popen([sys.executable, "-m", "lesion.cli", *command], stdout=out, stderr=out)
 
     def read(name):
-        assert going[name].wait(timeout=300) == 0, (place / f"alone-{name}.out").read_text()
+        assert going[name].wait(timeout=480) == 0, (place / f"alone-{name}.out").read_text()
         return canonical(place / f"alone-{name}")
 
     yield read
@@ -98,13 +100,13 @@ def submitted(place, cluster, alone):
         "degrade": submit(place, "degrade", DEGRADE),
         "modern": submit(place, "modern", MODERN),
     }
-    slurm._until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved", 90)
+    slurm._until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved", 240)
     lost = {job for job, state in cluster.queue().items() if state == "RUNNING"}
     assert lost
     cluster.lose_node()
     time.sleep(1)
     cluster.start("slurmd", "-D")
-    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") == 2, "it goes on after the power cut", 90)
+    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") == 2, "it goes on after the power cut", 240)
     cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     return said, lost
 
@@ -117,7 +119,7 @@ def test_arrays_and_dependencies_give_the_lab_of_one_machine(place, cluster, sub
     )  # trainings, then what reads them
     going = lesion("status", "--lab", str(place / "degrade"))
     assert "tasks are done" in going or "waiting" in going or "running" in going
-    cluster.until_idle(300)
+    cluster.until_idle(480)
     for name in ("degrade", "modern", "long"):
         assert canonical(place / name) == alone(name), logs(place / name)[-3000:]
         assert "tasks are done" in lesion("status", "--lab", str(place / name))
@@ -151,19 +153,31 @@ def test_a_preempted_job_saves_and_goes_on(place, cluster, submitted, fault):
     fault("preempted jobs (SLURM)", "a partition of higher priority takes the node", "saved, requeued, byte-identical")
 
 
+def test_no_secret_stays_in_job_scripts_pickles_logs_or_labs(place, submitted, fault):
+    files = [path for name in ("long", "degrade", "modern") for path in (place / name).rglob("*") if path.is_file()]
+    assert any(path.name.endswith("_submission.sh") for path in files)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    fault(
+        "secrets (SLURM)",
+        "HF_TOKEN in the environment of whoever submits",
+        "in no script, pickle, log or row",
+        len(files),
+    )
+
+
 def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone, fault):
     lab = place / "cancelled"
     assert "submitted degrade-" in submit(place, "cancelled", DEGRADE)
-    slurm._until(lambda: "RUNNING" in cluster.queue().values(), "a job runs", 90)
+    slurm._until(lambda: "RUNNING" in cluster.queue().values(), "a job runs", 240)
     again = ["submit", *DEGRADE.split(), "--lab", str(lab), "--profile", str(place / "profile.toml")]
     assert "still at work or waiting" in lesion(*again, code=2)
     assert "cancelled degrade-" in lesion("cancel", "--lab", str(lab))
-    cluster.until_idle()
+    cluster.until_idle(480)
     said = lesion("status", "--lab", str(lab))
     assert "cancelled" in said and "lesion resubmit" in said
     assert "== " in lesion("logs", "--lab", str(lab))
     assert "submitted degrade-" in lesion("resubmit", "--lab", str(lab))
-    cluster.until_idle()
+    cluster.until_idle(480)
     assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
     assert "nothing to do" in lesion("resubmit", "--lab", str(lab))
     fault("cancelled job (SLURM)", "scancel while it reads", "the rest submitted again, byte-identical")
@@ -172,7 +186,7 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
 def test_what_fails_takes_its_own_along_and_nothing_else(place, cluster):
     lab = place / "failing"  # the learning rate is one that no training survives
     submit(place, "failing", "modern-lm --tier smoke --repeats 2 --steps 20 --lr 1e30")
-    cluster.until_idle()
+    cluster.until_idle(480)
     said = lesion("status", "--lab", str(lab))
     assert ("2 failed" in said and "2 cancelled" in said) or "2 lost" in said, said
     assert "Stopped: loss" in said
