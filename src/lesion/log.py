@@ -33,7 +33,7 @@ Record = dict[str, Any]
 
 COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
 BATCH = 65536  # lines that are written at a time
-ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes
+ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes, and its empty segment
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
@@ -188,9 +188,9 @@ def compact(folder: Path) -> None:
                 _merge(folder, sources)
     for path in superfluous(segments(folder)):
         path.unlink(missing_ok=True)
-    for path in folder.glob("*.tmp"):
+    for path in (*folder.glob("*.tmp"), *folder.glob("*.jsonl")):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
+            if time.time() - path.stat().st_mtime > ABANDONED_S and (path.suffix == ".tmp" or _is_empty(path)):
                 path.unlink()
 
 
@@ -264,6 +264,12 @@ def _is_closed(path: Path) -> bool:
         return False
     pid, born = opened["process"]
     return not (psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - born) < 2.0)
+
+
+def _is_empty(path: Path) -> bool:
+    """Its process was killed before the first line was whole."""
+    with path.open("rb") as file:
+        return not file.readline().endswith(b"\n")
 
 
 def sync_folder(folder: Path) -> None:
