@@ -4,8 +4,8 @@ run.json                    which run this is: settings, data, first weights
 step-00000100/              model.safetensors, optimizer.safetensors, digest; the last KEPT stay
 metrics.jsonl               what came after the last checkpoint is computed again, to the same bits
 
-Whatever is written is written aside and renamed, except for the metrics, which grow. A checkpoint counts only with the line of
-every step before it.
+Whatever is written is written aside and renamed, except for the metrics, which grow: a checkpoint's digest is of its tensors and
+of the metrics up to it, so it counts only with every one of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save(folder: Path, team: Alone, made: torch.optim.Optimizer, step: int) -> N
         aside.mkdir(parents=True)
         save_file(weights, aside / "model.safetensors")
         save_file(state, aside / "optimizer.safetensors")
-        (aside / "digest").write_text(_digest(weights, state))
+        (aside / "digest").write_text(_digest(b"".join(_lines(folder)), weights, state))
         for path in (*aside.iterdir(), *folder.glob("metrics.jsonl")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -86,9 +86,9 @@ def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> 
     if team.rank == 0:
         for path in damaged:
             path.rename(_unused(path))
-        _write(folder / "run.json", json.dumps({"run": key}))
+        _write(folder / "run.json", json.dumps({"run": key}).encode())
         if (folder / "metrics.jsonl").is_file():
-            _write(folder / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in _rows(folder)[:first]))
+            _write(folder / "metrics.jsonl", b"".join(_lines(folder)[:first]))
     team.wait()
     if first == 0:
         return 0
@@ -119,11 +119,11 @@ def _is_of(folder: Path, key: str) -> bool:
     return True
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Writes aside, then renames: a process that is killed here leaves the old content or the new."""
     aside = path.with_name(f".{path.name}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
@@ -133,14 +133,18 @@ def _write(path: Path, text: str) -> None:
 def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Step, weights and optimizer's state of the newest checkpoint that is what it was when it was written; 0 where there is
     none. Those that are not are said aloud and added to `damaged`."""
-    lines = len(_rows(folder))
+    lines = _lines(folder)
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             weights, state = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
             step = int(path.name.removeprefix("step-"))
-            if lines >= step and (path / "digest").read_text() == _digest(weights, state):
+            if (path / "digest").read_text() == _digest(b"".join(lines[:step]), weights, state):
                 return step, weights, state
-            why = "its digest is another" if lines >= step else f"metrics.jsonl is whole up to step {lines} only"
+            why = (
+                "its digest is another"
+                if len(lines) >= step
+                else f"metrics.jsonl is whole up to step {len(lines)} only"
+            )
         except (OSError, ValueError, SafetensorError) as error:
             why = str(error)
         damaged.append(path)
@@ -148,10 +152,11 @@ def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Ten
     return 0, {}, {}
 
 
-def _digest(*parts: dict[str, torch.Tensor]) -> str:
+def _digest(metrics: bytes, *parts: dict[str, torch.Tensor]) -> str:
     from lesion.digest import combined, tensor_digest
 
-    return combined({f"{i} {name}": tensor_digest(t) for i, part in enumerate(parts) for name, t in part.items()})
+    tensors = {f"{i} {name}": tensor_digest(t) for i, part in enumerate(parts) for name, t in part.items()}
+    return combined({**tensors, "metrics": hashlib.sha256(metrics).hexdigest()})
 
 
 def _unused(path: Path) -> Path:
@@ -178,15 +183,19 @@ def curve(folder: Path, steps: int) -> list[dict[str, float]]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _lines(folder)]
+
+
+def _lines(folder: Path) -> list[bytes]:
     """The lines of steps 1, 2, …, up to the first that is torn or damaged."""
-    rows: list[dict[str, Any]] = []
+    lines: list[bytes] = []
     with suppress(FileNotFoundError), (folder / "metrics.jsonl").open("rb") as file:
         for line in file:
             try:
                 row = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n") or not isinstance(row, dict) or row.get("step") != len(rows) + 1:
+            if not line.endswith(b"\n") or not isinstance(row, dict) or row.get("step") != len(lines) + 1:
                 break
-            rows.append(row)
-    return rows
+            lines.append(line)
+    return lines

@@ -120,11 +120,8 @@ class NoShim(Exception):
 
 
 def serve(folder: Path) -> None:
-    import torch
-
     from faults import jobs
 
-    torch.set_num_threads(1)
     with contextlib.redirect_stdout(sys.stderr):
         jobs.prepare(folder)
     gc.freeze()  # what a child never touches it never copies
