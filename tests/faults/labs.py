@@ -96,3 +96,18 @@ def age(lab, days):
     """Makes everything in a lab older."""
     for path in lab.rglob("*"):
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - days * DAY_S))
+
+
+def cut_power(lab, calls):
+    """Takes from every file what was written after it was last synced: a rename may well outlive a power cut that the data
+    of the renamed file does not."""
+    synced: dict[str, int] = {}
+    for call in calls:
+        if "sync" in call.name:
+            synced[call.path] = call.size
+        elif call.old:
+            for path in [path for path in synced if path == call.old or path.startswith(f"{call.old}/")]:
+                synced[call.path + path.removeprefix(call.old)] = synced.pop(path)
+    for path in lab.rglob("*"):
+        if path.is_file():
+            os.truncate(path, min(path.stat().st_size, synced.get(f"/{path.relative_to(lab)}", 0)))

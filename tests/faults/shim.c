@@ -2,7 +2,8 @@
 
    Loaded in front of the C library (LD_PRELOAD), so Python, Rust and C++ all pass through it. Nothing happens until `shim_arm`
    is called, in a child that has been forked for the purpose; every counted call is then a line of the journal:
-   "name<TAB>path<TAB>bytes", written before anything else is done. */
+   "name<TAB>path<TAB>bytes<TAB>old path", written before anything else is done. Bytes are those of a write, or of the whole file
+   that is synced; a renamed file has an old path. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -69,18 +70,26 @@ static void locate(char *found, int fd, const char *path) {
 
 static int needs_space(const char *name) { return strncmp(name, "unlink", 6) && strcmp(name, "rmdir"); }
 
+static int below(const char *where) {
+    return !strncmp(where, folder, folder_length) && (!where[folder_length] || where[folder_length] == '/');
+}
+
 /* What becomes of this call. `size`: bytes of a write, else -1. May not return. */
-static enum verdict strike(const char *name, int fd, const char *path, long size) {
-    char where[PATH_MAX], said[PATH_MAX + 64];
+static enum verdict strike_moved(const char *name, int fd, const char *path, long size, int old_fd, const char *old_path) {
+    char where[PATH_MAX], old[PATH_MAX] = "", said[2 * PATH_MAX + 64];
+    struct stat file;
     int saved = errno;
     if (!folder_length) return PASS;
     locate(where, fd, path);
-    if (strncmp(where, folder, folder_length) || (where[folder_length] && where[folder_length] != '/')) {
+    if (!below(where)) {
         errno = saved;
         return PASS;
     }
+    if (old_path) locate(old, old_fd, old_path);
+    if (strstr(name, "sync") && !fstat(fd, &file)) size = (long)file.st_size;
     long number = atomic_fetch_add(&count, 1) + 1;
-    int length = snprintf(said, sizeof said, "%s\t%s\t%ld\n", name, where + folder_length, size);
+    int length = snprintf(said, sizeof said, "%s\t%s\t%ld\t%s\n", name, where + folder_length, size,
+                          below(old) ? old + folder_length : "");
     if (journal >= 0) really_write(journal, said, (size_t)length);
     errno = saved;
     int suits = error != ENOSPC || needs_space(name); /* a full disk lets files go */
@@ -103,6 +112,10 @@ static enum verdict strike(const char *name, int fd, const char *path, long size
         return now ? HALF : later && suits ? REFUSE : PASS;
     }
     return PASS;
+}
+
+static enum verdict strike(const char *name, int fd, const char *path, long size) {
+    return strike_moved(name, fd, path, size, -1, NULL);
 }
 
 #define REFUSED (errno = error, -1)
@@ -163,20 +176,26 @@ WHOLE(ftruncate, TYPES(int, off_t), (int fd, off_t size), fd, NULL, (fd, size))
 WHOLE(ftruncate64, TYPES(int, off64_t), (int fd, off64_t size), fd, NULL, (fd, size))
 WHOLE(truncate, TYPES(const char *, off_t), (const char *path, off_t size), AT_FDCWD, path, (path, size))
 WHOLE(truncate64, TYPES(const char *, off64_t), (const char *path, off64_t size), AT_FDCWD, path, (path, size))
-WHOLE(posix_fallocate, TYPES(int, off_t, off_t), (int fd, off_t from, off_t size), fd, NULL, (fd, from, size))
 WHOLE(unlink, TYPES(const char *), (const char *path), AT_FDCWD, path, (path))
 WHOLE(unlinkat, TYPES(int, const char *, int), (int fd, const char *path, int flags), fd, path, (fd, path, flags))
 WHOLE(rmdir, TYPES(const char *), (const char *path), AT_FDCWD, path, (path))
 WHOLE(mkdir, TYPES(const char *, mode_t), (const char *path, mode_t bits), AT_FDCWD, path, (path, bits))
 WHOLE(mkdirat, TYPES(int, const char *, mode_t), (int fd, const char *path, mode_t bits), fd, path, (fd, path, bits))
-WHOLE(rename, TYPES(const char *, const char *), (const char *from, const char *to), AT_FDCWD, to, (from, to))
-WHOLE(renameat, TYPES(int, const char *, int, const char *), (int a, const char *from, int b, const char *to), b, to,
+
+#define MOVES(name, types, parameters, from_fd, from, to_fd, to, passed)                                                 \
+    int name parameters {                                                                                                \
+        REAL(int, name, types);                                                                                          \
+        return strike_moved(#name, to_fd, to, -1, from_fd, from) == REFUSE ? REFUSED : real passed;                      \
+    }
+
+MOVES(rename, TYPES(const char *, const char *), (const char *from, const char *to), AT_FDCWD, from, AT_FDCWD, to, (from, to))
+MOVES(renameat, TYPES(int, const char *, int, const char *), (int a, const char *from, int b, const char *to), a, from, b, to,
       (a, from, b, to))
-WHOLE(renameat2, TYPES(int, const char *, int, const char *, unsigned),
-      (int a, const char *from, int b, const char *to, unsigned flags), b, to, (a, from, b, to, flags))
-WHOLE(link, TYPES(const char *, const char *), (const char *from, const char *to), AT_FDCWD, to, (from, to))
-WHOLE(linkat, TYPES(int, const char *, int, const char *, int), (int a, const char *from, int b, const char *to, int flags),
-      b, to, (a, from, b, to, flags))
+MOVES(renameat2, TYPES(int, const char *, int, const char *, unsigned),
+      (int a, const char *from, int b, const char *to, unsigned flags), a, from, b, to, (a, from, b, to, flags))
+MOVES(link, TYPES(const char *, const char *), (const char *from, const char *to), AT_FDCWD, from, AT_FDCWD, to, (from, to))
+MOVES(linkat, TYPES(int, const char *, int, const char *, int), (int a, const char *from, int b, const char *to, int flags), a,
+      from, b, to, (a, from, b, to, flags))
 
 /* Opening counts where it may create, empty or change a file. */
 #define CHANGES(flags) ((flags) & (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR))

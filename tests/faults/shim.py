@@ -29,11 +29,13 @@ PATIENCE_S = 120
 
 @dataclass
 class Call:
-    """A call that changes the lab: write, fsync, rename, …; its path below the lab; of a write its bytes."""
+    """A call that changes the lab: write, fsync, rename, …; its path below the lab; bytes that are written, or of the file
+    that is synced; the path that a file had before it was renamed."""
 
     name: str
     path: str
     size: int
+    old: str
 
     @property
     def writes(self) -> bool:
@@ -95,7 +97,7 @@ class Server:
         self.process.stdin.flush()
         status = self._answer()
         lines = (self.folder / "journal").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        calls = [Call(name, path, int(size)) for name, path, size in (line.split("\t") for line in lines)]
+        calls = [Call(name, path, int(size), old) for name, path, size, old in (line.split("\t") for line in lines)]
         said = (self.folder / "said").read_text(encoding="utf-8", errors="replace")
         return End(os.waitstatus_to_exitcode(status), said, calls)
 

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from faults import labs
-from faults.labs import JOB, KILLED, age, content, recovered, stray
+from faults.labs import JOB, KILLED, age, content, cut_power, recovered, stray
 
 server, corpus, whole = labs.server, labs.corpus, labs.whole
 PORTIONS = 4  # so that processes of pytest share the work
@@ -97,6 +97,24 @@ def test_killed_in_the_middle_of_every_write(server, corpus, whole, tmp_path, nu
             wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
     assert not wrong, "\n".join(wrong)
     fault("kill -9 in the middle of a write", "half of the bytes, every write", "finished, byte-identical", done)
+
+
+@pytest.mark.parametrize("number", range(PORTIONS))
+def test_the_power_is_cut_before_a_call(server, corpus, whole, tmp_path, number, fault):
+    """What was written and not synced is gone as well."""
+    wrong, done = [], 0
+    for k, call in numbered(whole, number)[::2]:
+        lab = tmp_path / str(k)
+        end = server.run(JOB, lab, corpus, mode="kill", at=k)
+        assert end.code == KILLED, end
+        if k > 1:
+            cut_power(lab, end.calls[:-1])
+        done += 1
+        wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
+    assert not wrong, "\n".join(wrong)
+    fault(
+        "power cut before a call that changes the lab", "what is not synced is lost", "finished, byte-identical", done
+    )
 
 
 @pytest.mark.parametrize(("error", "mode", "every", "place"), CASES)
