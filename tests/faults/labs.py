@@ -63,6 +63,13 @@ def content(lab):
     return b"".join(Store(lab).canonical()), {str(path.relative_to(lab)): path.read_bytes() for path in kept}
 
 
+def killed(server, lab, corpus, at, mode="kill"):
+    """How a run ended that died at a call; None where it made fewer, since the log is also synced by the clock."""
+    end = server.run(JOB, lab, corpus, mode=mode, at=at)
+    assert end.code in (0, KILLED), end
+    return end if end.code == KILLED else None
+
+
 def recovered(server, lab, corpus, whole):
     """Runs the command without a fault. What was wrong before it and what is wrong after it, in words."""
     wrong = []

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from faults import labs
-from faults.labs import JOB, KILLED, age, content, cut_power, recovered, stray
+from faults.labs import JOB, age, content, cut_power, killed, recovered, stray
 
 server, corpus, whole = labs.server, labs.corpus, labs.whole
 PORTIONS = 4  # so that processes of pytest share the work
@@ -55,11 +55,10 @@ def test_killed_before_every_call(server, corpus, whole, tmp_path, number, fault
     wrong, done = [], 0
     for k, call in numbered(whole, number):
         lab = tmp_path / str(k)
-        end = server.run(JOB, lab, corpus, mode="kill", at=k)
-        assert end.code == KILLED, end
-        done += 1
-        wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
-    assert not wrong, "\n".join(wrong)
+        if killed(server, lab, corpus, k):
+            done += 1
+            wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
+    assert done and not wrong, "\n".join(wrong)
     fault("kill -9 before a call that changes the lab", "every call", "finished, byte-identical", done)
 
 
@@ -69,9 +68,8 @@ def test_killed_before_a_call_and_again_during_recovery(server, corpus, whole, t
     for k, call in list(numbered(whole, number))[::7]:
         for again in range(1, len(whole.calls), 29):
             lab = tmp_path / f"{k}-{again}"
-            server.run(JOB, lab, corpus, mode="kill", at=k)
-            end = server.run(JOB, lab, corpus, mode="kill", at=again)
-            if end.code != KILLED:
+            killed(server, lab, corpus, k)
+            if not (end := killed(server, lab, corpus, again)):
                 break  # the recovery makes fewer calls
             done += 1
             what = f"{k}, {call}, then {again}, {end.calls[-1]}"
@@ -91,11 +89,10 @@ def test_killed_in_the_middle_of_every_write(server, corpus, whole, tmp_path, nu
     for k, call in numbered(whole, number):
         if call.writes:
             lab = tmp_path / str(k)
-            end = server.run(JOB, lab, corpus, mode="torn", at=k)
-            assert end.code == KILLED, end
-            done += 1
-            wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
-    assert not wrong, "\n".join(wrong)
+            if killed(server, lab, corpus, k, mode="torn"):
+                done += 1
+                wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
+    assert done and not wrong, "\n".join(wrong)
     fault("kill -9 in the middle of a write", "half of the bytes, every write", "finished, byte-identical", done)
 
 
@@ -103,15 +100,13 @@ def test_killed_in_the_middle_of_every_write(server, corpus, whole, tmp_path, nu
 def test_the_power_is_cut_before_a_call(server, corpus, whole, tmp_path, number, fault):
     """What was written and not synced is gone as well."""
     wrong, done = [], 0
-    for k, call in numbered(whole, number)[::2]:
+    for k, call in numbered(whole, number)[::3]:
         lab = tmp_path / str(k)
-        end = server.run(JOB, lab, corpus, mode="kill", at=k)
-        assert end.code == KILLED, end
-        if k > 1:
+        if end := killed(server, lab, corpus, k):
             cut_power(lab, end.calls[:-1])
-        done += 1
-        wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
-    assert not wrong, "\n".join(wrong)
+            done += 1
+            wrong += [f"{k}, {call}: {problem}" for problem in recovered(server, lab, corpus, whole)]
+    assert done and not wrong, "\n".join(wrong)
     fault(
         "power cut before a call that changes the lab", "what is not synced is lost", "finished, byte-identical", done
     )
@@ -143,10 +138,10 @@ def test_refused_at_every_call(server, corpus, whole, tmp_path, error, mode, eve
 def test_what_killed_runs_leave_goes_in_the_end(server, corpus, whole, tmp_path, place, fault):
     """Unfinished files stay for a day, since their process may live on another machine; then any run removes them."""
     left, done = [], 0
-    for k, call in list(enumerate(whole.calls, 1))[::4]:
+    for k, call in list(enumerate(whole.calls, 1))[::7]:
         if place in call.path:
             lab = tmp_path / str(k)
-            server.run(JOB, lab, corpus, mode="kill", at=k)
+            killed(server, lab, corpus, k)
             assert server.run(JOB, lab, corpus).code == 0
             age(lab, days=2)
             assert server.run(JOB, lab, corpus).code == 0
