@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
 BATCH = 65536  # lines that are written at a time
-ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes
+ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes, and its empty segment
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
@@ -62,6 +62,7 @@ class Segment:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            if self._size == 0:
                 opened = {"is": "open", "writer": self.writer, **whoami(), "at": time.time()}
                 lines = line({**opened, "environment": self._environment}) + lines
             view = memoryview(lines)
@@ -246,9 +247,9 @@ def compact(folder: Path) -> None:
                 _merge(folder, sources)
     for path in superfluous(segments(folder)):
         path.unlink(missing_ok=True)
-    for path in folder.glob("*.tmp"):
+    for path in (*folder.glob("*.tmp"), *folder.glob("*.jsonl")):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
+            if time.time() - path.stat().st_mtime > ABANDONED_S and (path.suffix == ".tmp" or _is_empty(path)):
                 path.unlink()
 
 
@@ -319,6 +320,12 @@ def _is_closed(path: Path) -> bool:
         return False
     opened = parse(first, path, 1)
     return bool(is_gone(opened))
+
+
+def _is_empty(path: Path) -> bool:
+    """Its process was killed before the first line was whole."""
+    with path.open("rb") as file:
+        return not file.readline().endswith(b"\n")
 
 
 def sync_folder(folder: Path) -> None:

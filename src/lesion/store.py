@@ -291,3 +291,4 @@ class Store(States):
             self._leases.close()
         if self.log.is_dir():
             log.compact(self.log)
+            self.sweep()
