@@ -1,5 +1,6 @@
 """Leases: one owner at a time, the dead are followed, and whoever was thought dead and is not gives way."""
 
+import itertools
 import json
 import os
 import random
@@ -347,7 +348,7 @@ def test_of_six_that_race_for_two_hundred_keys_each_is_held_by_one_at_a_time(tmp
     for key in KEYS:
         mine = sorted(some[1:] for some in held if some[0] == key)
         assert len({number for *_, number in mine}) >= 6
-        for (_, end, one), (start, _, other) in zip(mine, mine[1:], strict=False):
+        for (_, end, one), (start, _, other) in itertools.pairwise(mine):
             assert end <= start, f"{key} was held by {one} and {other} at the same time"
     last = lease(tmp_path, "last")
     assert all(last.take(key) for key in KEYS), "nothing is blocked"
