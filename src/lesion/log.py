@@ -8,8 +8,8 @@
 
 A torn last line is what a killed process leaves: it is skipped and its items are taken again. Any other line that cannot
 be read is an error that names it. Segments of dead writers are compacted into parquet, line for line, so a lab holds few
-files however long it lives. There the rows of sealed readings stand in a column of their own: whoever only wants to know what
-is missing does not read them.
+files however long it lives. There the rows of sealed readings stand in a column of their own (and what says that a segment is
+closed): whoever only wants to know what is missing does not read them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,10 @@ class Reader:
     def _compacted(self, path: Path, held: dict[str, int | None]) -> Iterator[tuple[Path, int, bytes]]:
         if all(name in self._closed for name in held):
             return
+        if self._closed.isdisjoint(held) and self._read.keys().isdisjoint(held):  # all of it is new
+            yield from _placed(path, self._settled)
+            self._closed.update(held)
+            return
         numbered, end = lines(path, self._settled), 0
         number, text = next(numbered, (math.inf, b""))
         for name, count in held.items():
@@ -212,33 +216,38 @@ def _parts(path: Path, held: dict[str, int | None], done: dict[str, None]) -> It
 def lines(path: Path, settled: bool = True) -> Iterator[tuple[int, bytes]]:
     """Numbered complete lines of a segment, from 1. Without `settled`, rows that stand apart are left out."""
     if path.suffix == ".parquet":
-        import pyarrow.compute as compute
-        import pyarrow.parquet as parquet
-
-        number = 0
-        try:
-            with parquet.ParquetFile(path) as file:
-                apart = "row" in file.schema_arrow.names
-                for batch in file.iter_batches(batch_size=8192, columns=["line", "row"] if apart and settled else ["line"]):
-                    found = batch.column(0)
-                    if apart and settled:
-                        found = compute.coalesce(found, batch.column(1))
-                    if found.null_count:
-                        places = found.is_valid().to_numpy(zero_copy_only=False).nonzero()[0].tolist()
-                        texts = found.drop_null().to_pylist()
-                        yield from ((number + place + 1, text) for place, text in zip(places, texts, strict=True))
-                    else:
-                        yield from enumerate(found.to_pylist(), number + 1)
-                    number += len(found)
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
+        for _, number, text in _placed(path, settled):
+            yield number, text
         return
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if text.endswith(b"\n"):  # else torn: the writer was killed here
                 yield number, text
+
+
+def _placed(path: Path, settled: bool) -> Iterator[tuple[Path, int, bytes]]:
+    """The lines of a compacted file with their places."""
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    number = 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            apart = "row" in file.schema_arrow.names
+            for batch in file.iter_batches(batch_size=8192, columns=["line", "row"] if apart and settled else ["line"]):
+                found = batch.column(0)
+                if apart and settled:
+                    found = compute.coalesce(found, batch.column(1))
+                places: Iterable[int] = range(number, number + len(found))
+                if found.null_count:
+                    places = (found.is_valid().to_numpy(zero_copy_only=False).nonzero()[0] + number).tolist()
+                    found = found.drop_null()
+                yield from zip(repeat(path), places, found.to_pylist())
+                number += len(batch)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
 
 
 def compact(folder: Path, known: Mapping[Path, dict[str, int | None]] | None = None) -> None:
@@ -295,7 +304,7 @@ def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:
                     counts.append(0)
                     for _, text in part:
                         counts[-1] += 1
-                        batch.append((None, text) if _mark(text, ROW) in seals else (text, None))
+                        batch.append((None, text) if _mark(text, ROW) in seals or text == CLOSE else (text, None))
                         if len(batch) == BATCH:
                             writer.write_batch(_columns(batch, schema))
                             batch = []
