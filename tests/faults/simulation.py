@@ -75,7 +75,9 @@ class Job:
             good = done.make(self.task.makes)
         else:
             done.take(self.task.readings)
-            good = all(key in self.store.index.seals for key in (self.task.needed or {r.key for r in self.task.readings}))
+            good = all(
+                key in self.store.index.seals for key in (self.task.needed or {r.key for r in self.task.readings})
+            )
         self.store.close()
         return "completed" if good else "failed"
 
@@ -121,7 +123,7 @@ class Cluster:
         self.running = None
         self.alive, self.writers, self.events = {}, {}, []
         self.count = Counter()  # what was inflicted, and what became of jobs
-        self.started, self.cancelled = set(), set()  # readings and states
+        self.started, self.slept = set(), set()  # keys of readings and states; jobs that were cut off
 
     def fate(self):
         throw = self.chance.random()
@@ -138,7 +140,7 @@ class Cluster:
     def submit(self, readings, width):
         """Submits what is missing. Returns how many tasks there were."""
         found = tasks(readings, Store(self.lab), width)
-        self.queue, self.state, self.after, self.before = [], {}, {}, {}
+        self.queue, self.state, self.after, self.before = [], {}, {}, {}  # by task: state, waits for, is waited for by
         made = arrays(found)
         for array in made:
             for element, task in enumerate(array.tasks):
@@ -148,7 +150,6 @@ class Cluster:
                     self.before.setdefault(number, []).append(task)
                 if not waits:
                     self.queue.append((task, next(self.numbers), 0))
-        self.tasks = found
         self.at(0, self.start)
         while self.events:
             self.clock, _, act, given = heapq.heappop(self.events)
@@ -214,7 +215,6 @@ class Cluster:
             if self.state[other.number] == "pending":
                 self.state[other.number] = "cancelled"
                 self.count["cancelled"] += 1
-                self.cancelled |= {other.makes.key} if other.makes is not None else {r.key for r in other.readings}
                 self.cancel(other)
 
     # ------------------------------------------------------------------ what befalls a job
@@ -245,6 +245,7 @@ class Cluster:
                     self.launch(Job(self, job.task, node, next(self.numbers), 0, counts=False))
             case "cut off, requeued, awake again":
                 job.asleep, job.counts = True, False
+                self.slept.add(job)
                 self.queue.append((job.task, job.number, job.restart + 1))
                 self.at(NAP_S, self.wake, job)
         self.at(0, self.start)
@@ -307,9 +308,7 @@ class Cluster:
         system = SimpleNamespace(
             Process=self.process, NoSuchProcess=gone, STATUS_ZOMBIE="zombie", pid_exists=lambda pid: pid in self.alive
         )
-        clock = SimpleNamespace(
-            monotonic=lambda: self.clock, time=self.now, gmtime=time.gmtime, strftime=time.strftime
-        )
+        clock = SimpleNamespace(monotonic=lambda: self.clock, time=self.now, gmtime=time.gmtime, strftime=time.strftime)
         patch.setattr(log.Segment, "append", write)
         patch.setattr(Store, "claim", pointed(claim))
         patch.setattr(Store, "keep", pointed(keep))
