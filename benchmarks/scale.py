@@ -1,17 +1,22 @@
 """A lab of a hundred thousand readings and a million rows: how long it takes to plan, to resume and to sum up.
 
     python benchmarks/scale.py [--trials 100000] [--writers 2000]
+    python benchmarks/scale.py --growth [--trials 1000000]     1,000 to 1,000,000, and by how much each cost grows
 
 The trials are those of a large sweep: noise at site × dose × seed on a subject without a model, one measure of ten items
 each. The rows are of the shape and length of short answers, and are written through `Store` as a run writes them, once by
 one writer and once by many that open the lab together, as the jobs of an array do, each taking its share. No model is
 run. Every part is timed in a process of its own (in brackets: seconds of processor time), whose largest resident memory
 is reported; importing is not timed, the machine's cache is warm.
+
+With `--growth` a writer has fifty readings, so the labs differ in the number of their writers too, and memory is what is
+added to that of the imports.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -27,6 +32,7 @@ import numpy as np
 import polars as pl
 
 from lesion.forest import forest
+from lesion.jobs import arrays, tasks
 from lesion.measures.generation import Generation
 from lesion.steps.noise import Noise
 from lesion.store import Seal, Store
@@ -132,6 +138,18 @@ def tree(lab: Path, trials: int, writers: int) -> dict[str, float]:
     return timed(work)
 
 
+def jobs(lab: Path, trials: int, writers: int) -> dict[str, float]:
+    """Divides the readings among as many jobs as there are writers."""
+    asked, store = readings(trials), Store(lab)
+    assert all(reading.key for reading in asked)
+
+    def work() -> None:
+        found = tasks(asked, store, writers)
+        assert len(found) == writers and sum(len(array.tasks) for array in arrays(found)) == writers
+
+    return timed(work)
+
+
 def build(lab: Path, trials: int, writers: int) -> dict[str, float]:
     """Fills a lab, by one writer or by many that open it together and close it one after the other."""
     asked, ready = readings(trials), [answers(number) for number in range(500)]
@@ -187,8 +205,13 @@ def stream(lab: Path, trials: int, writers: int) -> dict[str, float]:
 
 
 PARTS: dict[str, Callable[[Path, int, int], dict[str, float]]] = {
-    f.__name__: f for f in (plan, tree, build, resume, summarise, stream)
+    f.__name__: f for f in (plan, tree, jobs, build, resume, summarise, stream)
 }
+
+
+def largest_mib() -> float:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform != "darwin" else 2**20)
 
 
 def timed(act: Callable[[], object]) -> dict[str, float]:
@@ -236,17 +259,54 @@ def table(trials: int, writers: int) -> Iterator[tuple[str, str, str]]:
             yield f"read {rows:,} rows one by one, {by}", "", said(measured("stream", lab, trials, count))
 
 
+EACH = 50  # readings of a writer, where costs are compared
+TITLES = {
+    "plan": "plan",
+    "tree": "order as a tree",
+    "jobs": "divide into jobs",
+    "build": "write",
+    "resume": "open, find nothing missing",
+    "summarise": "sum up as a table",
+    "stream": "read row by row",
+}
+
+
+def growth(largest: int) -> Iterator[list[str]]:
+    """A line for each cost: what it is for 1,000 readings, for ten times as many, and the ratio of the two, and so on."""
+    sizes = [size for size in (10**3, 10**4, 10**5, 10**6) if size <= largest]
+    found: dict[str, list[float]] = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            lab = Path(folder) / "lab"
+            for part, title in TITLES.items():
+                got = measured(part, lab, size, size // EACH)
+                found.setdefault(f"{title}, s", []).append(got["seconds"])
+                found.setdefault(f"{title}, MiB of memory", []).append(got["added"])
+            files = [path.stat().st_size for path in lab.rglob("*") if path.is_file()]
+            found.setdefault("files", []).append(len(files))
+            found.setdefault("MiB on disk", []).append(sum(files) / 2**20)
+    yield ["", *(text for size in sizes for text in ("×", f"{size:,}"))]
+    for what in sorted(found, key=lambda what: (what.endswith("memory"), what.startswith(("files", "MiB")))):
+        ratios = ["", *(f"{b / a:.1f}" if a else "" for a, b in itertools.pairwise(found[what]))]
+        yield [what, *(text for n, r in zip(found[what], ratios, strict=True) for text in (r, f"{n:,.4g}"))]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trials", type=int, default=100_000, help="a multiple of 100")
+    options.add_argument("--trials", type=int, default=100_000, help="a multiple of 100; with --growth the largest lab")
     options.add_argument("--writers", type=int, default=2_000)
+    options.add_argument("--growth", action="store_true", help="what ten times as many readings cost")
     options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options.add_argument("--lab", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.part:
+        before = largest_mib()
         found = PARTS[chosen.part](chosen.lab, chosen.trials, chosen.writers)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform != "darwin" else 2**20)
-        print(json.dumps({**found, "mib": peak}))
+        print(json.dumps({**found, "mib": largest_mib(), "added": largest_mib() - before}))
+        return
+    if chosen.growth:
+        for what, *numbers in growth(chosen.trials):
+            print(f"{what:45}" + "".join(f"{n:>{6 if i % 2 == 0 else 11}}" for i, n in enumerate(numbers)), flush=True)
         return
     print(f"{'':50}{'bar':>16}{'measured (busy)':>26}   ({os.cpu_count()} cores)")
     for what, bar, found in table(chosen.trials, chosen.writers):

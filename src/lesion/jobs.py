@@ -98,6 +98,7 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
     level: dict[str, int] = {}
     taken: dict[tuple[str, int, int], Task] = {}  # segment, part, level → who takes
     who: dict[str, int] = {}  # reading → number of its task
+    waits: dict[int, set[int]] = defaultdict(set)  # task that takes → those it waits for
 
     def add(task: Task) -> Task:
         found.append(task)
@@ -106,10 +107,9 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
     def make(trial: Trial) -> frozenset[int]:
         """Who makes the last kept state of a trial, where it is not there."""
         last: frozenset[int] = frozenset()
-        for kept in kept_states(trial):
-            if store.state_folder(kept.key) is not None:
-                last = frozenset()
-                continue
+        on_the_way = list(kept_states(trial))
+        there = [number for number, kept in enumerate(on_the_way, 1) if store.state_folder(kept.key) is not None]
+        for kept in on_the_way[max(there, default=0) :]:  # those before it are needed no more
             if kept.key not in made:
                 quotes = {q.pin().key for step in kept.steps for q in step.quotes() if isinstance(q, Reading)}
                 compared = [make(q) for step in kept.steps for q in step.quotes() if isinstance(q, Trial)]
@@ -132,10 +132,12 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
         task.readings.append(reading)
         who[key] = task.number
         others = {who[q] for q in quotes if q in who} - {task.number}
-        task.after |= before | others
+        waits[task.number] |= before | others
         for q in quotes:
             if q in who and who[q] != task.number:
                 found[who[q]].needed.add(q)
+    for number, after in waits.items():
+        found[number].after = frozenset(after)
     return _in_order(found)
 
 
@@ -171,11 +173,11 @@ def segments(readings: Iterable[Reading]) -> dict[str, list[Node]]:
 def parts(nodes: Sequence[Node], width: int) -> list[list[Node]]:
     """Nodes in at most `width` runs of about the same number of readings, in their order: neighbours share steps."""
     total, done = sum(len(node.measures) for node in nodes), 0
-    found: list[list[Node]] = [[] for _ in range(width)]
+    found: dict[int, list[Node]] = defaultdict(list)
     for node in nodes:
         found[int((done + len(node.measures) / 2) / total * width)].append(node)
         done += len(node.measures)
-    return [some for some in found if some]
+    return list(found.values())
 
 
 def arrays(tasks: Sequence[Task]) -> list[Array]:

@@ -8,8 +8,9 @@ owner's file, one touch keeps all its leases alive, whatever their number. An ow
 gone, or when its file has not been touched for DEAD_S seconds by the watcher's own clock: no two clocks are ever compared.
 
 A dead owner's lease is not removed, since two watchers could do that at different times, but followed by the next
-number: of those who want `<key>.1` only one gets it. An owner that was thought dead and is not finds its lease followed or
-gone, and drops what it has (`Lost`). A lease is let go once what it was held for is on disk.
+number: of those who want `<key>.1` only one gets it. Only the highest number counts: a process that dies while it takes or
+lets go may leave any of its numbers behind, and they are followed too. An owner that was thought dead and is not finds its
+lease followed or gone, and drops what it has (`Lost`). A lease is let go once what it was held for is on disk.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Leases:
         self._file: int | None = None
         self._inode = -1
         self._held: dict[str, int] = {}  # key → number
-        self._seen: dict[str, tuple[tuple[int, int], float]] = {}  # owner's file as last seen to change, and when
+        self._seen: dict[int, tuple[int, float]] = {}  # inode → time of change of the file, and when we first saw that
         self._ended = threading.Event()
 
     def take(self, key: str) -> bool:
@@ -62,6 +63,7 @@ class Leases:
                     continue
                 if found.st_ino != self._inode:  # else the answer to our own request was lost, and it was asked twice
                     if not self._is_dead(path, found):
+                        self._drop(key, number)
                         return False
                     number += 1
                     continue
@@ -69,8 +71,18 @@ class Leases:
                 path.unlink(missing_ok=True)
                 number = 0
                 continue
+            if os.path.lexists(self.folder / f"{key}.{number + 1}"):  # left by the dead, or another one is just looking
+                number += 1
+                continue
             self._held[key] = number
             return True
+
+    def _drop(self, key: str, below: int) -> None:
+        """Takes back what was taken of a key before a higher number was found to be another's."""
+        for low in range(below):
+            with suppress(FileNotFoundError):
+                if (path := self.folder / f"{key}.{low}").stat().st_ino == self._inode:
+                    path.unlink()
 
     def check(self, key: str) -> None:
         """Raises Lost where a lease that was taken is another's by now."""
@@ -121,7 +133,7 @@ class Leases:
             os.close(self._file)
             self._file, self._inode = None, -1
             self._own.unlink(missing_ok=True)
-            self._sweep()
+        self._sweep()
 
     # ------------------------------------------------------------------ who is alive
 
@@ -129,14 +141,21 @@ class Leases:
         if self._file is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        os.write(self._file, json.dumps(whoami()).encode())
-        self._inode = os.fstat(self._file).st_ino
-        self._ended.clear()
-        threading.Thread(target=self._beat, args=(self._file,), daemon=True, name="leases").start()
+        file = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(file, json.dumps(whoami()).encode())
+            os.fsync(file)  # else other hosts may see an empty file
+        except BaseException:
+            os.close(file)
+            self._own.unlink()
+            raise
+        self._file, self._inode = file, os.fstat(file).st_ino
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, args=(file, self._ended), daemon=True, name="leases").start()
 
-    def _beat(self, file: int) -> None:
-        while not self._ended.wait(BEAT_S):
+    @staticmethod
+    def _beat(file: int, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_S):
             with suppress(OSError):  # a server that is away for a while: whoever sees no beat will follow
                 os.utime(file)
 
@@ -146,21 +165,23 @@ class Leases:
             owner = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return False  # let go: the caller looks again
-        if (known := is_gone(owner)) is not None:
+        except ValueError:  # a power cut took the content: who it was is not known any more
+            owner = None
+        if owner is not None and (known := is_gone(owner)) is not None:
             return known
-        state, now = (found.st_ino, found.st_mtime_ns), time.monotonic()
-        name = f"{owner['host']} {owner['process']}"
-        if self._seen.get(name, (None, 0.0))[0] != state:
-            self._seen[name] = state, now
-        return now - self._seen[name][1] > DEAD_S
+        now = time.monotonic()
+        if self._seen.get(found.st_ino, (None, 0.0))[0] != found.st_mtime_ns:
+            self._seen[found.st_ino] = found.st_mtime_ns, now
+        return now - self._seen[found.st_ino][1] > DEAD_S
 
     def _follows_the_dead(self, key: str, number: int) -> bool:
-        """Whether the leases before this one are still those of the dead. Where their follower has let go of them in the
-        meantime, somebody may have begun anew with number 0."""
+        """Whether the leases before this one are still those of the dead, or our own. Where their follower has let go of them
+        in the meantime, somebody may have begun anew with number 0."""
         for low in range(number):
             path = self.folder / f"{key}.{low}"
             try:
-                if not self._is_dead(path, path.stat()):
+                found = path.stat()
+                if found.st_ino != self._inode and not self._is_dead(path, found):
                     return False
             except FileNotFoundError:
                 return False
@@ -193,8 +214,19 @@ def whoami() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "process": [process.pid, process.create_time()],
+        "start": _start(process.pid),
         "job": [job, int(restart)] if job else None,
     }
+
+
+def _start(pid: int) -> str | None:
+    """When a process was started, in a form that no change of the clock moves: boot and ticks since then. None where the
+    system does not say so. Raises FileNotFoundError where there is no such process."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.is_file():
+        return None
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return f"{boot.read_text(encoding='utf-8').strip()} {fields[19]}"
 
 
 def is_gone(owner: dict[str, Any]) -> bool | None:
@@ -207,6 +239,10 @@ def is_gone(owner: dict[str, Any]) -> bool | None:
     pid, born = owner["process"]
     try:
         found = psutil.Process(pid)
-        return found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - born) >= 2.0
-    except psutil.NoSuchProcess:
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return True
+        if owner.get("start") and (start := _start(pid)):
+            return bool(start != owner["start"])
+        return abs(found.create_time() - born) >= 2.0
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True

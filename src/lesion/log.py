@@ -9,7 +9,8 @@
 
 A torn last line is what a killed process leaves: it is skipped and its items are taken again. Any other line that cannot
 be read is an error that names it. Segments of dead writers are compacted into parquet, line for line, so a lab holds few
-files however long it lives.
+files however long it lives. There the rows of sealed readings stand in a column of their own (and what says that a segment is
+closed): whoever only wants to know what is missing does not read them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import orjson
 from lesion.leases import host_word, is_gone, whoami
 
 Record = dict[str, Any]
+
+ROW, SEAL, STATE = b'{"is":"row","reading":"', b'{"is":"seal","reading":"', b'{"is":"state","state":"'
 
 COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
 BATCH = 65536  # lines that are written at a time
@@ -118,11 +121,12 @@ def segments(
     if not folder.is_dir():
         return {}
     known = known or {}
-    found = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet"))
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith((".jsonl", ".parquet")))
     try:
         return {
-            path: {path.name: None} if path.suffix == ".jsonl" else known[path] if path in known else _held(path)
-            for path in found
+            path: {name: None} if name.endswith(".jsonl") else known[path] if path in known else _held(path)
+            for name, path in ((name, folder / name) for name in names)
         }
     except FileNotFoundError:  # it was merged just now
         return segments(folder, known)
@@ -135,13 +139,13 @@ def read(folder: Path) -> Iterator[tuple[Path, int, bytes]]:
 
 class Reader:
     """Reads a log, and later what has been added to it since. It remembers how far each segment was read, in whichever
-    file it lay."""
+    file it lay. `settled`: whether the rows of sealed readings are wanted too, where they stand apart."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, settled: bool = True):
+        self.folder, self._settled = folder, settled
         self._read: dict[str, int] = {}  # lines read of each segment
         self._bytes: dict[str, int] = {}  # the same of segments that are files of their own
-        self._held: dict[Path, dict[str, int | None]] = {}  # of compacted files, which never change
+        self.held: dict[Path, dict[str, int | None]] = {}  # of compacted files, which never change
         self._closed: set[str] = set()  # segments that never grow again
 
     def skip(self, name: str) -> None:
@@ -152,11 +156,11 @@ class Reader:
         waiting = True
         while waiting:
             waiting = False
-            found = segments(self.folder, self._held)
-            self._held = {path: held for path, held in found.items() if path.suffix == ".parquet"}
+            found = segments(self.folder, self.held)
+            self.held = {path: held for path, held in found.items() if None not in held.values()}
             for path, held in found.items():
                 try:
-                    yield from self._whole(path) if path.suffix == ".jsonl" else self._compacted(path, held)
+                    yield from self._compacted(path, held) if path in self.held else self._whole(path)
                 except FileNotFoundError:  # merged just now: its lines are elsewhere
                     if os.path.lexists(path):
                         raise
@@ -181,17 +185,21 @@ class Reader:
     def _compacted(self, path: Path, held: dict[str, int | None]) -> Iterator[tuple[Path, int, bytes]]:
         if all(name in self._closed for name in held):
             return
-        numbered = lines(path)
+        if self._closed.isdisjoint(held) and self._read.keys().isdisjoint(held):  # all of it is new
+            yield from _placed(path, self._settled)
+            self._closed.update(held)
+            return
+        numbered, end = lines(path, self._settled), 0
+        number, text = next(numbered, (math.inf, b""))
         for name, count in held.items():
             assert count is not None
-            part = islice(numbered, count)
-            if name in self._closed:
-                deque(part, maxlen=0)
-                continue
-            deque(islice(part, self._read.get(name, 0)), maxlen=0)
-            for number, text in part:
-                self._read[name] = self._read.get(name, 0) + 1
-                yield path, number, text
+            start, end = end, end + count
+            begin = end if name in self._closed else start + self._read.get(name, 0)
+            while number <= end:
+                if number > begin:
+                    self._read[name] = int(number) - start
+                    yield path, int(number), text
+                number, text = next(numbered, (math.inf, b""))
             self._closed.add(name)
 
 
@@ -207,22 +215,11 @@ def _parts(path: Path, held: dict[str, int | None], done: dict[str, None]) -> It
         done[name] = None
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered complete lines of a segment, from 1."""
+def lines(path: Path, settled: bool = True) -> Iterator[tuple[int, bytes]]:
+    """Numbered complete lines of a segment, from 1. Without `settled`, rows that stand apart are left out."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        number = 0
-        try:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=8192, columns=["line"]):
-                    for text in batch.column(0).to_pylist():
-                        number += 1
-                        yield number, text
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
+        for _, number, text in _placed(path, settled):
+            yield number, text
         return
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):
@@ -230,22 +227,48 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, text
 
 
-def compact(folder: Path) -> None:
+def _placed(path: Path, settled: bool) -> Iterator[tuple[Path, int, bytes]]:
+    """The lines of a compacted file with their places."""
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    number = 1
+    try:
+        with parquet.ParquetFile(path) as file:
+            apart = "row" in file.schema_arrow.names
+            for batch in file.iter_batches(batch_size=8192, columns=["line", "row"] if apart and settled else ["line"]):
+                found = batch.column(0)
+                if apart and settled:
+                    found = compute.coalesce(found, batch.column(1))
+                places: Iterable[int] = range(number, number + len(found))
+                if found.null_count:
+                    places = (found.is_valid().to_numpy(zero_copy_only=False).nonzero()[0] + number).tolist()
+                    found = found.drop_null()
+                yield from zip(repeat(path), places, found.to_pylist())
+                number += len(batch)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise ValueError(f"{path} cannot be read ({error}); nothing was changed") from None
+
+
+def compact(folder: Path, known: Mapping[Path, dict[str, int | None]] | None = None) -> None:
     """Merges the segments of writers that are gone: written aside, synced, renamed, and only then the sources go.
 
     Files are merged with others that hold about as many segments, so that no line is rewritten more often than the
     logarithm of their number. Processes that compact at the same time may merge the same segments. That does no harm: a
-    segment is read from one file only, and a file goes when greater ones hold all that it holds.
+    segment is read from one file only, and a file goes when greater ones hold all that it holds. `known`: what is known of
+    compacted files already.
     """
     tiers: dict[int, dict[Path, dict[str, int | None]]] = defaultdict(dict)
     with suppress(FileNotFoundError):  # another process was faster
-        for path, held in segments(folder).items():
+        for path, held in segments(folder, known).items():
             if path.suffix == ".parquet" or _is_closed(path):
                 tiers[int(math.log(len(held), COMPACT_AT) + 1e-9)][path] = held
         for sources in tiers.values():
             if len(sources) >= COMPACT_AT:
                 _merge(folder, sources)
-    for path in superfluous(segments(folder)):
+    for path in superfluous(segments(folder, known)):
         path.unlink(missing_ok=True)
     for path in (*folder.glob("*.tmp"), *folder.glob("*.jsonl")):
         with suppress(FileNotFoundError):
@@ -269,24 +292,25 @@ def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    schema = pa.schema([("line", pa.binary())])
+    schema = pa.schema([("line", pa.binary()), ("row", pa.binary())])
     target = folder / f"{'-'.join(next(iter(sources)).stem.split('-')[:4])}-{secrets.token_hex(8)}.parquet"
     aside = target.with_suffix(".tmp")
     counts: list[int] = []
     done: dict[str, None] = {}
+    seals = {mark for path in sources for _, text in lines(path, settled=False) if (mark := _mark(text, SEAL))}
     try:
         with parquet.ParquetWriter(aside, schema, compression="zstd") as writer:
-            batch: list[bytes] = []
+            batch: list[tuple[bytes | None, bytes | None]] = []
             for path, held in sources.items():
                 for part in _parts(path, held, done):
                     counts.append(0)
                     for _, text in part:
                         counts[-1] += 1
-                        batch.append(text)
+                        batch.append((None, text) if _mark(text, ROW) in seals or text == CLOSE else (text, None))
                         if len(batch) == BATCH:
-                            writer.write_batch(pa.record_batch([batch], schema=schema))
+                            writer.write_batch(_columns(batch, schema))
                             batch = []
-            writer.write_batch(pa.record_batch([batch], schema=schema))
+            writer.write_batch(_columns(batch, schema))
             writer.add_key_value_metadata({"segments": json.dumps(dict(zip(done, counts, strict=True)))})
         with aside.open("rb") as file:
             os.fsync(file.fileno())
@@ -294,6 +318,17 @@ def _merge(folder: Path, sources: dict[Path, dict[str, int | None]]) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def _columns(batch: list[tuple[bytes | None, bytes | None]], schema: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.record_batch([[line for line, _ in batch], [row for _, row in batch]], schema=schema)
+
+
+def _mark(text: bytes, head: bytes) -> bytes | None:
+    """Reading and take of a row or a seal; None where it is neither."""
+    return text[len(head) : text.index(b",", text.index(b",", len(head)) + 1)] if text.startswith(head) else None
 
 
 def _held(path: Path) -> dict[str, int | None]:

@@ -17,14 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from lesion import log
 from lesion.leases import Leases
-from lesion.log import Record
+from lesion.log import ROW, STATE, Record
 from lesion.spec import KEY_LENGTH
 from lesion.states import States
 
@@ -33,14 +32,15 @@ if TYPE_CHECKING:
 
     from lesion.trial import Row
 
-_ROW, _STATE = b'{"is":"row","reading":"', b'{"is":"state","state":"'
-_KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (_ROW, _STATE))
+_KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (ROW, STATE))
+_TAKE = _KEY.stop + len(b'","take":')
+AHEAD = 20_000  # rows at most that are brought along with those that are recalled
 TIMINGS = ("duration", "at", "writer")  # what two runs of the same command may differ in
 
 
 def _head(reading: str, take: int) -> bytes:
     """How a row begins. No line is parsed that need not be."""
-    return b'%b%b","take":%d,' % (_ROW, reading.encode(), take)
+    return b'%b%b","take":%d,' % (ROW, reading.encode(), take)
 
 
 @dataclass
@@ -79,16 +79,51 @@ class Records(Mapping[str, Record]):
         return len(self._lines)
 
 
+class Seals(Mapping[str, Seal]):
+    """Seals by reading, those of the highest take, each unfolded when it is asked for."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, tuple[int, bytes, Path, int]] = {}
+
+    def add(self, key: str, take: int, text: bytes, path: Path, number: int = 0) -> None:
+        if take > self.take(key):
+            self._lines[key] = take, text, path, number
+
+    def take(self, key: str) -> int:
+        """The take that counts; -1 where there is none."""
+        return self._lines[key][0] if key in self._lines else -1
+
+    def __getitem__(self, key: str) -> Seal:
+        record = log.parse(*self._lines[key][1:])
+        return Seal(*(record[name] for name in Seal.__dataclass_fields__))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
 @dataclass
 class Index:
     """What the log says, without the rows of finished readings."""
 
-    seals: dict[str, Seal] = field(default_factory=dict)
+    seals: Seals = field(default_factory=Seals)
     begun: dict[str, dict[int, dict[str, Row]]] = field(default_factory=dict)  # reading → take → item → row
     states: Records = field(default_factory=Records)
     failures: dict[str, Record] = field(default_factory=dict)  # by state or reading key; gone once it succeeds
     environments: dict[str, Record] = field(default_factory=dict)
     void: dict[str, int] = field(default_factory=dict)  # reading → last take whose rows are of a model that was changed
+
+    def drop(self, reading: str, take: int) -> None:
+        """Forgets that a take, and those before it, were begun."""
+        if begun := self.begun.pop(reading, None):
+            later = {number: rows for number, rows in begun.items() if number > take}
+            if later:
+                self.begun[reading] = later
 
 
 class Store(States):
@@ -100,8 +135,9 @@ class Store(States):
             raise ValueError(f"a lab is a directory, but {self.root} is a file")
         self.log = self.root / "log"
         self.index = Index()
-        self._measures: dict[bytes, Any] = {}  # equal ones are one object
-        self._reader = log.Reader(self.log)
+        self._recalled: dict[str, tuple[int, list[Row]]] = {}  # take and rows of readings that may be recalled next
+        self._ahead = 16
+        self._reader = log.Reader(self.log, settled=False)
         self._segment = log.Segment(self.log, environment or {})
         self._reader.skip(self._segment.path.name)
         self.refresh()
@@ -117,25 +153,24 @@ class Store(States):
         pending: dict[bytes, list[tuple[bytes, Path, int]]] = defaultdict(list)
         told: set[str] = set()  # keys of which something new was said
         for path, number, text in self._reader.new():
-            if text.startswith(_ROW):
+            if text.startswith(ROW):
                 pending[text[_KEY]].append((text, path, number))
                 continue
-            if text.startswith(_STATE):
+            if text.startswith(STATE):
                 index.states.add(state := text[_STATE_KEY].decode(), text, path, number)
                 told.add(state)
                 continue
             record = log.parse(text, path, number)
             match record["is"]:
                 case "seal":
-                    seal = Seal(*(record[name] for name in Seal.__dataclass_fields__))
-                    seal.measure = self._measures.setdefault(orjson.dumps(seal.measure), seal.measure)
-                    told.add(seal.reading)
-                    if seal.reading not in index.seals or seal.take > index.seals[seal.reading].take:
-                        index.seals[seal.reading] = seal
-                        index.begun.pop(seal.reading, None)
-                    rows, head = pending.pop(seal.reading.encode(), ()), _head(seal.reading, seal.take)
-                    if later := [place for place in rows if not place[0].startswith(head)]:
-                        pending[seal.reading.encode()] = later
+                    reading, take = record["reading"], record["take"]
+                    index.seals.add(reading, take, text, path, number)
+                    index.drop(reading, take)
+                    told.add(reading)
+                    if (rows := pending.pop(key := reading.encode(), None)) is not None:
+                        head = _head(reading, take)
+                        if later := [place for place in rows if not place[0].startswith(head)]:
+                            pending[key] = later
                 case "failure":
                     index.failures[record["of"]] = record
                     told.add(record["of"])
@@ -148,23 +183,21 @@ class Store(States):
         for texts in pending.values():
             for place in texts:
                 row = log.parse(*place)
-                sealed = index.seals.get(row["reading"])
-                last = max(sealed.take if sealed is not None else -1, index.void.get(row["reading"], -1))
-                if row["take"] > last:
+                if row["take"] > max(index.seals.take(row["reading"]), index.void.get(row["reading"], -1)):
                     index.begun.setdefault(row["reading"], {}).setdefault(row["take"], {}).setdefault(row["item"], row)
 
     def next_take(self, reading: str, force: bool = False) -> int | None:
         """The take to work on, or None where the reading is complete."""
-        sealed = self.index.seals.get(reading)
-        begun, void = max(self.index.begun.get(reading, {}), default=-1), self.index.void.get(reading, -1)
+        sealed, void = self.index.seals.take(reading), self.index.void.get(reading, -1)
+        begun = max(self.index.begun.get(reading, {}), default=-1)
         if force:
-            return max(begun, void, sealed.take if sealed else -1) + 1
-        return None if sealed else max(begun, void + 1)
+            return max(begun, void, sealed) + 1
+        return None if sealed >= 0 else max(begun, void + 1)
 
     def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
         """Key, text and place of every row of complete readings, in the take that counts."""
         keys = set(self.index.seals) if readings is None else set(readings) & set(self.index.seals)
-        heads = {key.encode(): (key, _head(key, self.index.seals[key].take)) for key in keys}
+        heads = {key.encode(): (key, _head(key, self.index.seals.take(key))) for key in keys}
         nothing = "", b"\n"
         for path, number, text in log.read(self.log):
             key, head = heads.get(text[_KEY], nothing)
@@ -173,6 +206,30 @@ class Store(States):
 
     def rows(self, readings: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows of complete readings, once each, as they were written."""
+        if readings is not None and len(wanted := list(readings)) == 1:
+            yield from self._recall(wanted[0])
+        else:
+            yield from self._rows(wanted if readings is not None else None)
+
+    def _recall(self, reading: str) -> list[Row]:
+        """Rows of one reading. The log is read from its beginning, so those that were taken after it are brought along, more
+        each time: whoever quotes one reading after another comes to them next."""
+        seals = self.index.seals
+        if reading not in seals:
+            return []
+        if self._recalled.get(reading, (-1,))[0] != seals.take(reading):
+            wanted: dict[str, list[Row]] = {reading: []}
+            left = self._ahead = min(AHEAD, 4 * self._ahead)
+            for key in islice(dropwhile(lambda key: key != reading, seals), 1, None):
+                if (left := left - seals[key].n) < 0:
+                    break
+                wanted[key] = []
+            for row in self._rows(wanted):
+                wanted[row["reading"]].append(row)
+            self._recalled = {key: (seals.take(key), rows) for key, rows in wanted.items()}
+        return [dict(row) for row in self._recalled[reading][1]]
+
+    def _rows(self, readings: Iterable[str] | None) -> Iterator[Row]:
         seen: dict[str, set[str]] = defaultdict(set)
         for key, text, path, number in self._lines(readings):
             row = log.parse(text, path, number)
@@ -261,9 +318,10 @@ class Store(States):
 
     def seal(self, seal: Seal) -> None:
         self._leases.check(seal.reading)
-        self._segment.append([{"is": "seal", **vars(seal)}])
-        self.index.seals[seal.reading] = seal
-        self.index.begun.pop(seal.reading, None)
+        record = {"is": "seal", **vars(seal)}
+        self._segment.append([record])
+        self.index.seals.add(seal.reading, seal.take, log.line(record), self._segment.path)
+        self.index.drop(seal.reading, seal.take)
         self.index.failures.pop(seal.reading, None)
 
     def add_state(self, state: str, trial: Record, ledger: list[Record]) -> None:
@@ -290,5 +348,5 @@ class Store(States):
         finally:
             self._leases.close()
         if self.log.is_dir():
-            log.compact(self.log)
+            log.compact(self.log, self._reader.held)
             self.sweep()
