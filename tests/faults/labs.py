@@ -112,9 +112,12 @@ def cut_power(lab, calls):
     for call in calls:
         if "sync" in call.name:
             synced[call.path] = call.size
-        elif call.old:
+        elif "rename" in call.name:
             for path in [path for path in synced if path == call.old or path.startswith(f"{call.old}/")]:
                 synced[call.path + path.removeprefix(call.old)] = synced.pop(path)
-    for path in lab.rglob("*"):
-        if path.is_file():
-            os.truncate(path, min(path.stat().st_size, synced.get(f"/{path.relative_to(lab)}", 0)))
+    files = {path: path.stat() for path in lab.rglob("*") if path.is_file()}
+    kept: dict[int, int] = {}  # bytes of each file, whichever of its names was synced
+    for path, found in files.items():
+        kept[found.st_ino] = max(kept.get(found.st_ino, 0), synced.get(f"/{path.relative_to(lab)}", 0))
+    for path, found in files.items():
+        os.truncate(path, min(found.st_size, kept[found.st_ino]))

@@ -2,6 +2,7 @@
 lab must come out byte for byte as the same study leaves it on this machine alone."""
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -181,6 +182,25 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
     assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
     assert "nothing to do" in lesion("resubmit", "--lab", str(lab))
     fault("cancelled job (SLURM)", "scancel while it reads", "the rest submitted again, byte-identical")
+
+
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_two_processes_of_a_job_train_together(place, cluster, alone, fault, sharded):
+    lab = place / f"together-{sharded}"
+    (place / "together.toml").write_text(PROFILE + f"[training]\nprocesses = 2\nsharded = {sharded}\n")
+    submit(place, lab.name, "modern-lm --tier smoke --steps 200", "together.toml")
+    cluster.until_idle(480)
+    assert "tasks are done" in lesion("status", "--lab", str(lab)), logs(lab)[-3000:]
+    there = {
+        (row["reading"], row["item"]): row["nll"]
+        for row in map(json.loads, alone("modern").splitlines())
+        if "nll" in row
+    }
+    rows = [row for row in Store(lab).rows() if "nll" in row]
+    assert rows and all(row["nll"] == pytest.approx(there[row["reading"], row["item"]], rel=1e-4) for row in rows)
+    fault(
+        "training on two processes", f"sharded = {sharded}, as two tasks of a SLURM job", "the same readings, to 1e-4"
+    )
 
 
 def test_what_fails_takes_its_own_along_and_nothing_else(place, cluster):
