@@ -43,12 +43,15 @@ def forest(readings: Iterable[Reading]) -> list[Node]:
 def quoted(reading: Reading) -> list[Reading]:
     """Readings that this one holds as fields of its steps or its measure, and that must be taken before it."""
     found: dict[str, Reading] = {}
-    for part in (*reading.trial.steps, reading.measure):
-        for quote in part.quotes():
+
+    def look(parts: Iterable[Step | Measure]) -> None:
+        for quote in (quote for part in parts for quote in part.quotes()):
             if isinstance(quote, Reading):
                 found[quote.key] = quote
             elif isinstance(quote, Trial):
-                found |= {q.key: q for step in quote.steps for q in step.quotes() if isinstance(q, Reading)}
+                look(quote.steps)
+
+    look((*reading.trial.steps, reading.measure))
     return list(found.values())
 
 

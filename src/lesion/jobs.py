@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lesion.forest import Node, forest, in_order, quoted
 from lesion.store import Store
-from lesion.trial import Reading, Trial
+from lesion.trial import Measure, Reading, Step, Trial
 
 SHORT = 24  # letters of a field's value that are shown
 LARGEST = 1000  # elements of an array, SLURM's own bound
@@ -80,9 +80,17 @@ def kept_states(trial: Trial) -> Iterator[Trial]:
 
 
 def trials_of(reading: Reading) -> list[Trial]:
-    """The trials that a reading needs on the bench: its own, and those it compares with."""
-    quotes = [q for part in (*reading.trial.steps, reading.measure) for q in part.quotes()]
-    return [reading.trial, *(quote for quote in quotes if isinstance(quote, Trial))]
+    """The trials that a reading needs on the bench: its own, and those that it or a step on the way compares with."""
+    found = {reading.trial.key: reading.trial}
+
+    def look(parts: Iterable[Step | Measure]) -> None:
+        for quote in (quote for part in parts for quote in part.quotes()):
+            if isinstance(quote, Trial) and quote.key not in found:
+                found[quote.key] = quote
+                look(quote.steps)
+
+    look((*reading.trial.steps, reading.measure))
+    return list(found.values())
 
 
 def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
@@ -95,7 +103,8 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
     for segment, nodes in segments(missing.values()).items():
         for part, some in enumerate(parts(nodes, width)):
             place |= {reading: (segment, part) for node in some for reading in node.measures}
-    level: dict[str, int] = {}
+    level: dict[str, int] = {}  # of readings: those of one part and one level are one task, so nothing waits for itself
+    made_level: dict[int, int] = {}  # of tasks that make: above what they quote, and not above what needs them
     taken: dict[tuple[str, int, int], Task] = {}  # segment, part, level → who takes
     who: dict[str, int] = {}  # reading → number of its task
     waits: dict[int, set[int]] = defaultdict(set)  # task that takes → those it waits for
@@ -114,18 +123,21 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
                 quotes = {q.pin().key for step in kept.steps for q in step.quotes() if isinstance(q, Reading)}
                 compared = [make(q) for step in kept.steps for q in step.quotes() if isinstance(q, Trial)]
                 after = last.union({who[q] for q in quotes if q in who}, *compared)
-                made[kept.key] = add(Task(len(found), makes=kept, after=after))
+                made[kept.key] = task = add(Task(len(found), makes=kept, after=after))
+                made_at = [made_level[number] for number in after if number in made_level]
+                made_level[task.number] = max([*made_at, *(level[q] + 1 for q in quotes if q in level)], default=0)
             last = frozenset({made[kept.key].number})
         return last
 
     for key, reading in missing.items():  # whatever is quoted was here before
         quotes = [q.pin().key for q in quoted(reading)]
         here = place[key]
-        level[key] = max((level[q] + (place[q] != here) for q in quotes if q in level), default=0)
         for trial in trials_of(reading):
             if trial.key not in makers:
                 makers[trial.key] = make(trial)
         before = frozenset[int]().union(*(makers[trial.key] for trial in trials_of(reading)))
+        above = [level[q] + (place[q] != here) for q in quotes if q in level]
+        level[key] = max([*above, *(made_level[number] for number in before)], default=0)
         if (*here, level[key]) not in taken:
             taken[*here, level[key]] = add(Task(len(found)))
         task = taken[*here, level[key]]

@@ -15,6 +15,7 @@ lease followed or gone, and drops what it has (`Lost`). A lease is let go once w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -67,6 +68,13 @@ class Leases:
                         return False
                     number += 1
                     continue
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise ValueError(
+                        f"the file system of {self.folder} makes no hard links, which keep two processes from doing the same "
+                        "thing; put the lab on another one"
+                    ) from error
+                raise
             if number and not self._follows_the_dead(key, number):
                 path.unlink(missing_ok=True)
                 number = 0

@@ -238,10 +238,25 @@ class TestOneMore(Step):
     apply = TestShift.apply
 
 
-@pytest.mark.xfail(strict=True, reason="lesion.forest.quoted looks no deeper than a quoted trial's own steps")
 def test_a_reading_that_a_teachers_teacher_quotes_is_taken_first():
     quote = Reading(trial=SUBJECTS[0], measure=TestNorms())
     grand = SUBJECTS[0] >> TestGuided(by_what=quote)
     parent = SUBJECTS[0] >> TestOneMore(teacher=grand)
     reading = Reading(trial=SUBJECTS[0] >> TestOneMore(teacher=parent), measure=TestNorms())
     assert set(closure([reading])) == {quote.key, reading.key}
+
+
+def test_a_reading_that_compares_with_what_its_neighbour_has_taught_waits_for_nobody_who_waits_for_it():
+    """Both are of one part: the one is quoted by the training of the model that the other is compared with."""
+    intact = SUBJECTS[0]
+    first = Reading(trial=intact, measure=TestNorms())
+    taught = intact >> TestTaught(by_what=first)
+    second = Reading(trial=intact, measure=TestCompares(other=taught))
+    nothing = SimpleNamespace(index=SimpleNamespace(seals={}), state_folder=lambda key: None)
+    found = tasks([first, second], nothing, width=1)
+    assert [[r.key for r in task.readings] or task.makes.key for task in found] == [
+        [first.key],
+        taught.key,
+        [second.key],
+    ]
+    assert [task.after for task in found] == [frozenset(), {0}, {1}] or found[2].after == {0, 1}
