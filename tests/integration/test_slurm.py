@@ -187,7 +187,9 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
 @pytest.mark.parametrize("sharded", ["false", "true"])
 def test_two_processes_of_a_job_train_together(place, cluster, alone, fault, sharded):
     lab = place / f"together-{sharded}"
-    (place / "together.toml").write_text(PROFILE + f"[training]\nprocesses = 2\nsharded = {sharded}\n")
+    (place / "together.toml").write_text(
+        PROFILE.replace("memory = 1", "memory = 2") + f"[training]\nprocesses = 2\nsharded = {sharded}\n"
+    )
     submit(place, lab.name, "modern-lm --tier smoke --steps 200", "together.toml")
     cluster.until_idle(480)
     assert "tasks are done" in lesion("status", "--lab", str(lab)), logs(lab)[-3000:]
