@@ -10,6 +10,9 @@ import pytest
 import torch
 import transformers
 
+from faulttable import fault as fault
+from faulttable import pytest_terminal_summary as pytest_terminal_summary
+
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)

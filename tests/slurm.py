@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -33,6 +34,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
+SlurmdParameters=config_overrides
 JobRequeue=1
 SlurmdTimeout=20
 InactiveLimit=0
@@ -88,7 +90,7 @@ class Cluster:
         munged += ["--pid-file", at / "munged.pid", "--log-file", at / "munged.log", "--seed-file", at / "munged.seed"]
         try:
             self.start("munged", *munged)
-            _until(lambda: (at / "munge.socket").exists(), "munged listens")
+            _until((at / "munge.socket").exists, "munged listens")
             self.start("slurmctld", "-D", "-c")
             self.start("slurmd", "-D")
             _until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "the node is idle")
@@ -105,15 +107,32 @@ class Cluster:
         with (self.folder / f"{program}.out").open("ab") as out:
             self.processes[program] = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder)
 
-    def kill(self, program):
-        """kill -9 of a daemon, and of nothing else."""
-        self.processes[program].kill()
-        self.processes[program].wait()
+    def lose_node(self):
+        """kill -9 of the node's daemon and of everything that runs in jobs, as when the power goes."""
+        self.processes["slurmd"].kill()
+        self.processes["slurmd"].wait()
+        for process in self.of_jobs():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def of_jobs(self):
+        """Processes that jobs of this cluster have started; what supervises and would report them comes first."""
+        found = []
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if process.info["name"].startswith("slurmstepd"):  # whose environment its title has overwritten
+                    ours = process.cwd() == str(self.folder)
+                else:
+                    env = process.environ()
+                    ours = env.get("SLURM_CONF") == str(self.folder / "slurm.conf") and "SLURM_JOB_ID" in env
+                if ours:
+                    found.append(process)
+        return sorted(found, key=lambda process: not process.info["name"].startswith("slurmstepd"))
 
     def stop(self):
         subprocess.run(["scancel", "--user=root"], capture_output=True, check=False, timeout=20)
-        for process in list(psutil.process_iter(["name"])):
-            if process.info["name"] and process.info["name"].startswith("slurmstepd"):
+        for process in self.of_jobs():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         for process in reversed(self.processes.values()):
             process.send_signal(signal.SIGKILL)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from lesion.digest import aliases, combined, digests, memory, named_tensors, tensor_digest
 from lesion.threads import each
@@ -36,6 +38,8 @@ class Undo:
 
         def one(name: str) -> str:
             tensor, saved = tensors[name], self._saved[name]
+            if tensor.shape != saved.shape or tensor.dtype != saved.dtype:
+                return "of another shape or type"  # there is no way back: the proof fails, and names it
             if tensor.device.type == "cpu" and tensor.is_contiguous() and saved.is_contiguous():
                 np.copyto(memory(tensor), memory(saved))  # on this thread; torch would call others
             else:
@@ -54,11 +58,18 @@ class Changed(RuntimeError):
     of: str = ""
 
 
-class Bench:
-    """A specimen and the steps that lie on it. Every change of the model goes through here."""
+def manner(model: nn.Module) -> list[tuple[bool, int, int]]:
+    """How every module computes, beside its tensors: in training mode or not, and behind how many hooks."""
+    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
 
-    def __init__(self, specimen: Specimen):
-        self.specimen = specimen
+
+class Bench:
+    """A specimen and the steps that lie on it. Every change of the model goes through here. `careful`: whether a step that
+    changes more than it announces is found at once, and not only when what follows it is verified."""
+
+    def __init__(self, specimen: Specimen, careful: bool = False):
+        self.specimen, self._careful = specimen, careful
+        self._manner = manner(specimen.model)
         self._undos: list[Undo] = [Undo()]
         self._depth = 0
         if not specimen.digests:
@@ -73,12 +84,17 @@ class Bench:
         specimen, before, tokenizer = self.specimen, self.specimen.digests, self.specimen.tokenizer
         config = dict(vars(specimen.model.config))
         facts = step.apply(specimen)
+        json.dumps(facts, allow_nan=False)  # what cannot stand in a ledger is this step's failure, and nobody else's
         options = {k: v for k, v in vars(specimen.model.config).items() if k not in config or config[k] != v}
         new: dict[str, Any] = {"configuration": options} if options else {}
         new |= {} if specimen.tokenizer is tokenizer else {"tokenizer": tokenizer_digest(specimen.tokenizer)}
         after = {**before, **digests(specimen.model, names)} if names is not None else digests(specimen.model)
         changed = [name for name in after if before.get(name) != after[name]]
         specimen.digests = after
+        if names is None:
+            self._manner = manner(specimen.model)  # such a step may build
+        elif self._careful:
+            self.verify(describe(step), state_key(specimen.trial.key, step))
         specimen.trial = specimen.trial >> step
         specimen.ledger = [
             *specimen.ledger,
@@ -129,8 +145,10 @@ class Bench:
         known = known or {}
         rest = [name for name, _ in named_tensors(self.specimen.model) if name not in known]
         found = known | digests(self.specimen.model, rest)
-        if found != self.specimen.digests:
-            odd = [n for n in {**found, **self.specimen.digests} if found.get(n) != self.specimen.digests.get(n)]
-            error = Changed(f"{what} left {len(odd)} tensors changed that must not be, such as {odd[:3]}")
+        odd = [n for n in {**found, **self.specimen.digests} if found.get(n) != self.specimen.digests.get(n)]
+        if odd or manner(self.specimen.model) != self._manner:
+            of = f"{len(odd)} tensors" if odd else "hooks or modes"
+            such = f", such as {odd[:3]}" if odd else ""
+            error = Changed(f"{what} left {of} changed that must not be{such}")
             error.of = key
             raise error

@@ -7,7 +7,6 @@ missing, unknown or of another shape, code of the repository that nobody asked f
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from lesion import packaged
 from lesion.trial import Specimen, Subject, Trial
+from lesion.weightfiles import PICKLES, check_weights, read_json, refuse_codes, refuse_giants, refuse_holes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")  # and other weights that are not read
+MOST_LAYERS = 10_000  # a configuration with more is no model's, and transformers would build them all before it looks
+OVERFLOWING = ("gemma3",)  # hidden states reach 10⁵ and more, float16 ends at 65,504 (transformers, issue 36822)
+UNFIT = (OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ValueError)
+"""What transformers raises where a configuration makes no sense to it."""
 
 
 def know_our_own() -> None:
@@ -52,6 +56,7 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
     check_weights(checked(folder, trust))
     with packaged.quietly():
         config = read_config(folder, trust)
+        refuse_giants(folder, outline_folder(folder, dtype, trust))
         try:
             model, info = model_class(config).from_pretrained(
                 folder,
@@ -62,9 +67,14 @@ def load_folder(folder: Path, subject: Subject, device: str, dtype: str, trust: 
                 trust_remote_code=trust,
                 local_files_only=True,
             )
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {error}") from error
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder} cannot be loaded as a {config.model_type}: {why}") from error
         _refuse_misfits(folder, config.model_type, info)
+        if dtype != "nf4":
+            _take_out(model)
+        refuse_codes(folder, model)
+        refuse_holes(folder, model)
         if dtype not in ("auto", "nf4", str(model.dtype).removeprefix("torch.")):
             raise ValueError(f"{folder} came as {model.dtype}, not as {dtype}")
         tokenizer, processor, facts = _tokenizer(folder, trust)
@@ -111,7 +121,7 @@ def _of_stills(folder: Path, options: dict[str, Any]) -> Any:
     known: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            known |= _read(folder / name)
+            known |= read_json(folder / name)
     if known.get("processor_class") != "SmolVLMProcessor":
         return None
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -128,6 +138,21 @@ def _refuse_misfits(folder: Path, kind: str, info: dict[str, Any]) -> None:
         unknown = f" (it holds an unknown {min(info['unexpected_keys'])})" if info["unexpected_keys"] else ""
         said = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
         raise ValueError(f"{folder} does not fit a {kind}; wrong weights: {len(wrong)}, such as {said}{unknown}")
+
+
+def _take_out(model: PreTrainedModel) -> None:
+    """Copies the weights out of their files. What needs no conversion is a view of a file's own pages: whoever writes to the
+    file then changes the model on the bench, and whoever shortens it kills the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.detach().clone()
+
+
+def _refuse_overflow(folder: Path, config: Any, dtype: torch.dtype) -> None:
+    if str(config.model_type).startswith(OVERFLOWING) and str(dtype) == "torch.float16":
+        raise ValueError(
+            f"{folder} is a {config.model_type} in float16, in which its hidden states overflow: expected dtype bfloat16 or "
+            "float32"
+        )
 
 
 def _tokenizer(folder: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -165,7 +190,13 @@ def outline_folder(folder: Path, dtype: str, trust: bool = False) -> PreTrainedM
     with packaged.quietly(), torch.device("meta"):
         config = read_config(folder, trust)
         held = config.dtype or torch.float32 if dtype in ("auto", "nf4") else getattr(torch, dtype)
-        return model_class(config).from_config(config, dtype=held, trust_remote_code=trust)
+        auto = model_class(config)
+        _refuse_overflow(folder, config, held)
+        try:
+            return auto.from_config(config, dtype=held, trust_remote_code=trust)
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{folder}/config.json makes no {config.model_type}: {why}") from error
 
 
 def read_config(folder: Path, trust: bool) -> Any:
@@ -175,7 +206,7 @@ def read_config(folder: Path, trust: bool) -> Any:
     know_our_own()
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-    except (StrictDataclassError, OSError, TypeError, AttributeError, KeyError) as error:
+    except (StrictDataclassError, *UNFIT) as error:
         raise ValueError(f"{folder}/config.json is refused by transformers: {error}") from error
 
 
@@ -186,8 +217,8 @@ def checked(folder: Path, trust: bool) -> Path:
         raise ValueError(f"no folder {folder}" + (f"; {folder.parent} has: {', '.join(near[:12])}" if near else ""))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not a transformers directory")
-    config = _read(folder / "config.json")
-    code = sorted({ref for path in folder.glob("*config.json") for ref in _own_code(_read(path))})
+    config = read_json(folder / "config.json")
+    code = sorted({ref for path in folder.glob("*config.json") for ref in _own_code(read_json(path))})
     if code and not trust:
         raise ValueError(
             f"{folder} brings Python code of its own ({', '.join(code)}), which is not run unless "
@@ -197,6 +228,10 @@ def checked(folder: Path, trust: bool) -> Path:
         raise ValueError(f"{folder} takes code from another repository ({foreign[0]}), which nothing here pins")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds an adapter (adapter_config.json): merge it into its model first")
+    for told in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in told.items():
+            if "layer" in name and isinstance(value, int) and value > MOST_LAYERS:
+                raise ValueError(f"{folder}/config.json has {name} {value}; expected at most {MOST_LAYERS}")
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (packed := part.get("quantization_config")):
             method = packed.get("quant_method") if isinstance(packed, dict) else packed
@@ -212,50 +247,6 @@ def _own_code(value: Any) -> Iterator[str]:
                 yield from (str(ref) for ref in (refs if isinstance(refs, list) else [refs]) if ref)
         else:
             yield from _own_code(inner)
-
-
-def weight_names(folder: Path) -> list[str]:
-    """Files that hold the weights: one, or what the index lists. Raises ValueError for anything but safetensors."""
-    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.is_file() and not (folder / names[0]).is_file():
-        names = sorted({str(name) for name in (_read(index).get("weight_map") or {}).values()})
-    if odd := [name for name in names if not name.endswith(".safetensors") or Path(name).name != name]:
-        raise ValueError(f"{index} lists {odd[0]}: only *.safetensors beside it are read, since pickles run code")
-    if (named := _read(folder / "config.json").get("transformers_weights")) not in (None, *names, index.name):
-        raise ValueError(f"{folder} has its weights in {named}; expected model.safetensors or {index.name}")
-    return names
-
-
-def check_weights(folder: Path) -> None:
-    """Raises ValueError unless every file of weights is there, is safetensors, and is whole."""
-    from safetensors import SafetensorError, safe_open
-
-    names = weight_names(folder)
-    if not names or not any((folder / name).is_file() for name in names):
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        if pickles:
-            raise ValueError(
-                f"{folder} holds pickled weights ({', '.join(pickles)}), which are refused: loading them runs code"
-            )
-        raise ValueError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}, which its index lists")
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass  # reads the header and compares the size of the file with it
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is not a whole safetensors file ({error})") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
 
 
 def folder_digest(folder: Path) -> str:

@@ -37,7 +37,13 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show σ must not stop a run
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    args = sys.argv[1:] if args is None else args
+    code = run(args)
+    if args[:1] == ["work"]:  # threads of gloo abort now and then while an interpreter takes itself apart
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:
@@ -151,7 +157,7 @@ def parser() -> Parser:
         "--simulations", type=_count, metavar="N", default=1000, help="of each kind (default: 1000)"
     )
     calibrated.add_argument("--seed", type=_count, metavar="N", default=0, help="of the simulations (default: 0)")
-    command("status", "what a lab holds: states, readings, rows, failures")
+    command("status", "what a lab holds, what failed, and what has become of jobs")
     shown = command("show", "one state, reading or failure")
     shown.add_argument("key", metavar="KEY", help="its key, or the beginning of it; `lesion status` lists states")
     for name, what in (

@@ -265,6 +265,7 @@ def _run_log(store: Store) -> Iterator[None]:
     store.log.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(store.log / f"{store.writer}.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # the disk is full, and the run says so itself
     logger = logging.getLogger("lesion")
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)

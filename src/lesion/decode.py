@@ -239,9 +239,11 @@ class Slots:
     def start(self, slots: list[int], prompts: list[Prompt]) -> torch.Tensor:
         rest = [p.tokens[self.shared :] for p in prompts]
         width = max(map(len, rest))
-        tokens = torch.tensor([[0] * (width - len(r)) + list(r) for r in rest])
+        # padding is a row's own first token: a token that is NaN to the model would reach the row through a weight of 0
+        tokens = torch.tensor([[r[0]] * (width - len(r)) + list(r) for r in rest])
         at = torch.tensor([[-1] * (width - len(r)) + list(range(self.shared, self.shared + len(r))) for r in rest])
         index = torch.tensor(slots)
+        self.cache.clear(index)
         if self.prefix is not None:
             self.cache.copy_prefix(self.prefix, index, self.shared)
         device = self.positions.device
@@ -279,7 +281,7 @@ class Waves:
     def start(self, slots: list[int], prompts: list[Prompt]) -> torch.Tensor:
         texts, device = [p.tokens for p in prompts], self.model.device
         width = max(map(len, texts))
-        tokens = torch.tensor([[*p, *[0] * (width - len(p))] for p in texts], device=device)
+        tokens = torch.tensor([[*p, *[p[-1]] * (width - len(p))] for p in texts], device=device)
         self.mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in texts], device=device)
         self.encoded = self.model.get_encoder()(input_ids=tokens, attention_mask=self.mask)
         self.cache: Any = None

@@ -63,6 +63,11 @@ class SlotCache(Cache):
         self.keys, self.values = [k[slots] for k in self.keys], [v[slots] for v in self.values]
         self.rows = len(slots)
 
+    def clear(self, slots: torch.Tensor) -> None:
+        """Forgets rows. What is masked has the weight 0, and 0 · NaN is NaN: a row must not meet what another left behind."""
+        for layer in (*self.keys, *self.values):
+            layer[slots] = 0
+
     def copy_prefix(self, prefix: SlotCache, slots: torch.Tensor, length: int) -> None:
         """Starts rows from the first `length` columns of a cache of one row."""
         for mine, theirs in ((self.keys, prefix.keys), (self.values, prefix.values)):
@@ -210,7 +215,7 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
         if module in done or not _plain(module):
             continue
         forward = None
-        if _is_layer(module) and all(map(_plain, module.modules())):
+        if _is_layer(module) and all(map(_plain, module.modules())) and all(map(_is_linear, _linears(module))):
             done.update(module.modules())
             forward = _layer(module, pack)
         elif isinstance(module, nn.Linear) and _is_linear(module):
@@ -237,6 +242,10 @@ def _is_layer(module: Any) -> bool:
     if type(module).__module__ == OURS and type(module).__name__ == "DecoderLayer":
         return module.self_attn.config.sinks == "none" and hasattr(module.mlp, "gate_proj")
     return type(module).__name__ in _LAYERS
+
+
+def _linears(module: nn.Module) -> list[nn.Module]:
+    return [inner for inner in module.modules() if isinstance(inner, nn.Linear)]
 
 
 def _is_linear(module: nn.Module) -> bool:

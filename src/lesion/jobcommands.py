@@ -27,6 +27,13 @@ DRAWN = 40  # tasks that `submit --dry-run` draws
 
 def submit(options: argparse.Namespace, rest: list[str]) -> int:
     asked = parse_study(options, rest)
+    for name, why in (
+        ("force", "jobs take what is missing"),
+        ("track", "metrics of jobs lie in the lab"),
+        ("threads", "cpus says it"),
+    ):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is for `lesion run`: {why}")
     return _submit(options, asked)
 
 
@@ -44,6 +51,7 @@ def resubmit(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _submit(options: argparse.Namespace, asked: Study) -> int:
     from lesion.fits import check_fits
+    from lesion.fits import fetch as fetch_all
     from lesion.jobs import arrays, tasks
     from lesion.plan import check
     from lesion.profiles import load
@@ -66,9 +74,12 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
         say(f"nothing to do: all {len(readings)} readings are in the lab")
         return OK
     made = arrays(found)
-    check([reading for task in found for reading in task.readings])
     _draw(made)
-    check_fits(found, store, profile, asked)
+    for _ in fetch_all(readings):  # nodes may reach no hub
+        pass
+    check([reading for task in found for reading in task.readings])
+    for line in check_fits(found, store, profile):
+        say(line)
     if options.dry_run:
         for number, text in enumerate(
             _scripts(store, asked, profile, made) if profile is not None and not local else [], 1
@@ -88,7 +99,7 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
     if local:
         from lesion.pool import start
 
-        start(submission, options.workers or 1, _gpus(options.device))
+        start(submission, options.workers or 1, _gpus(options.device), profile)
     else:
         assert profile is not None
         jobs = Slurm(submission, profile).submit(made)
@@ -111,6 +122,8 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     from lesion import commands
     from lesion.lab import Lab
     from lesion.progress import Progress
+    from lesion.ranks import part
+    from lesion.stopping import listening
     from lesion.submission import Submission
     from lesion.walk import Walk
 
@@ -123,8 +136,10 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     )
     commands._threads(options)
     device = submission.about["device"] or ("cuda" if how is not None and how.gpus else "cpu")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     commands._check_device(device)
-    with Progress("normal") as progress:
+    with Progress("normal") as progress, listening():
         logging.getLogger("lesion").info("task %d: %s", work.number, work.said)
         store = Lab(submission.about["lab"], device=device).open()
         try:
@@ -136,6 +151,8 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
                 done = all(key in store.index.seals for key in (work.needed or work.readings))
         finally:
             store.close()
+    if done:
+        part()
     return OK if done else FAILED
 
 
@@ -144,11 +161,11 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
     from lesion.submission import submissions
 
     for submission in submissions(store.root):
-        states = _states(submission)
-        words = {
-            work.number: _word(work, store, states.get(submission.jobs.get(work.number, "")))
-            for work in submission.works
-        }
+        states, jobs = _states(submission), submission.jobs
+        if states is None:
+            say(f"{submission.name}: no scheduler answers here, so what still runs is not known")
+            states = dict.fromkeys(jobs.values(), "UNKNOWN")
+        words = {work.number: _word(work, store, states.get(jobs.get(work.number, ""))) for work in submission.works}
         count = Counter(word.split(",")[0] for word in words.values())
         if set(count) == {"done"} and verbosity != "verbose":
             say(f"{submission.name}: all {len(words)} tasks are done")
@@ -156,7 +173,7 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
         say(f"{submission.name}: " + ", ".join(f"{n} {word}" for word, n in count.items()))
         odd = [work for work in submission.works if words[work.number] != "done" or verbosity == "verbose"]
         for work in odd if verbosity == "verbose" else odd[:LISTED]:
-            job = submission.jobs.get(work.number, "no job")
+            job = jobs.get(work.number, "no job")
             style = "red" if words[work.number].startswith(("failed", "lost")) else ""
             say(f"  {job:<10} {words[work.number]:<28} {work.said}", style=style)
             for error in dict.fromkeys(work.failures(store)):
@@ -181,6 +198,8 @@ def _word(work: Work, store: Store, state: str | None) -> str:
             return "waiting" + (f", {why}" if why else share)
         case "CANCELLED" | "PREEMPTED":
             return f"cancelled{share}"
+        case "UNKNOWN":
+            return f"not done{share}"
         case _ if work.failures(store):
             return f"failed{share}"
         case "":
@@ -198,7 +217,9 @@ def cancel(options: argparse.Namespace, rest: list[str]) -> int:
         if submission.about["where"] == "local":
             pool.cancel(submission)
         else:
-            slurm.cancel([job for job, state in _states(submission).items() if state.split(",")[0] in slurm.GOING])
+            slurm.cancel(
+                [job for job, state in (_states(submission) or {}).items() if state.split(",")[0] in slurm.GOING]
+            )
         say(f"cancelled {submission.name}; what was read stays, `lesion resubmit` submits the rest")
     if not found:
         say("nothing is running or waiting")
@@ -212,8 +233,9 @@ def logs(options: argparse.Namespace, rest: list[str]) -> int:
     store = _existing(options)
     found: list[Path] = []
     for submission in submissions(store.root):
+        jobs = submission.jobs
         for work in submission.works:
-            job = submission.jobs.get(work.number, "")
+            job = jobs.get(work.number, "")
             named = options.job in (job, job.split("_")[0], submission.name) if options.job else not work.is_done(store)
             if named and job:
                 found += sorted(submission.folder.glob(f"{job}_*_log.out"))
@@ -269,7 +291,7 @@ def _profile(submission: Submission) -> Profile | None:
     return load(path) if path.is_file() else None
 
 
-def _states(submission: Submission) -> dict[str, str]:
+def _states(submission: Submission) -> dict[str, str] | None:
     from lesion import pool, slurm
 
     if submission.about["where"] == "local":
@@ -280,8 +302,11 @@ def _states(submission: Submission) -> dict[str, str]:
 def _going(submission: Submission) -> bool:
     from lesion import pool, slurm
 
+    states = _states(submission)
+    if states is None:
+        raise ValueError(f"no scheduler answers here, so whether jobs of {submission.name} still run is not known")
     going = pool.GOING if submission.about["where"] == "local" else slurm.GOING
-    return any(state.split(",")[0] in going for state in _states(submission).values())
+    return any(state.split(",")[0] in going for state in states.values())
 
 
 def _of_study(store: Store, asked: Study) -> list[Submission]:

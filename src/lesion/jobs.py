@@ -16,6 +16,7 @@ from lesion.forest import Node, forest, in_order, quoted
 from lesion.store import Store
 from lesion.trial import Reading, Trial
 
+SHORT = 24  # letters of a field's value that are shown
 LARGEST = 1000  # elements of an array, SLURM's own bound
 
 
@@ -31,9 +32,11 @@ class Task:
 
     def __str__(self) -> str:
         if self.makes is not None:
-            return f"make {self.makes}"
-        trials = {str(reading.trial): None for reading in self.readings}
-        return f"take {len(self.readings)} readings of {len(trials)} states, from {next(iter(trials))}"
+            return f"make {short(self.makes)}"
+        trials = {reading.trial.key: reading.trial for reading in self.readings}
+        names = dict.fromkeys(reading.measure.name for reading in self.readings)
+        of = "1 state" if len(trials) == 1 else f"{len(trials)} states, from"
+        return f"{', '.join(names)} of {of} {short(next(iter(trials.values())))}"
 
 
 @dataclass
@@ -48,6 +51,20 @@ class Array:
     @property
     def makes(self) -> bool:
         return self.tasks[0].makes is not None
+
+
+def short(trial: Trial) -> str:
+    """A sentence on one line: what is long or a default is left out."""
+    said = []
+    for part in (trial.subject, *trial.steps):
+        fields = {
+            name: getattr(part, name) for name, f in type(part).model_fields.items() if getattr(part, name) != f.default
+        }
+        words = [
+            f"{name}={v}" for name, v in fields.items() if isinstance(v, str | int | float) and len(str(v)) <= SHORT
+        ]
+        said.append(f"{part.name}({', '.join(words)})" if words else part.name)
+    return " >> ".join(said)
 
 
 def closure(readings: Iterable[Reading]) -> dict[str, Reading]:

@@ -7,6 +7,7 @@ language and communication", for derailment and tangentiality; Bradley & Lang (1
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -146,8 +148,7 @@ def ask(
 
     Raises ValueError where the settings are wrong, the server refuses (any other status), or no attempt succeeds.
     """
-    if not re.fullmatch(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?", endpoint):
-        raise ValueError("expected an endpoint like http://localhost:8000/v1, without a user, a password or a query")
+    refuse_secrets(endpoint, key)
     if timeout <= 0 or retries < 0 or pause < 0:
         raise ValueError(f"expected a timeout above 0 and the rest not below, got {timeout=}, {retries=}, {pause=}")
     secret = _secret(key)
@@ -179,6 +180,18 @@ def ask(
         "seconds": time.perf_counter() - started,
         "attempts": attempt,
     }
+
+
+def refuse_secrets(endpoint: str, key: str | None) -> None:
+    """Raises ValueError, which shows neither, for an address that holds a password, and for a key in the place of the name of
+    the variable that holds it: both would be stored with the question."""
+    if not re.fullmatch(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?", endpoint):
+        raise ValueError("expected an endpoint like http://localhost:8000/v1, without a user, a password or a query")
+    if key is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", key):
+        raise ValueError(
+            "expected the NAME of an environment variable that holds the API key, such as OPENAI_API_KEY, in capital letters; "
+            "what was given is not shown, since it may be the key itself"
+        )
 
 
 def digest(messages: Messages) -> str:
@@ -230,8 +243,14 @@ def _post(address: str, settings: Mapping[str, Any], secret: str | None, timeout
 
 
 def _blotted(text: str, secret: str | None) -> str:
-    """A text without the key, also as JSON may spell it."""
-    return text.replace(secret, "[key]").replace(secret.replace("/", "\\/"), "[key]") if secret else text
+    """A text without the key, also as JSON, an address or base64 may spell it."""
+    if secret is None:
+        return text
+    spelt = {secret, json.dumps(secret)[1:-1], secret.replace("/", "\\/"), quote(secret), quote(secret, safe="")}
+    spelt |= {base64.b64encode(start + secret.encode()).decode().rstrip("=") for start in (b"", b"Bearer ", b":")}
+    for spelling in sorted(spelt, key=len, reverse=True):
+        text = text.replace(spelling, "[key]")
+    return text
 
 
 def _read(body: str) -> tuple[str, str]:

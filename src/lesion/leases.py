@@ -133,7 +133,7 @@ class Leases:
             os.close(self._file)
             self._file, self._inode = None, -1
             self._own.unlink(missing_ok=True)
-            self._sweep()
+        self._sweep()
 
     # ------------------------------------------------------------------ who is alive
 

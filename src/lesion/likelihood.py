@@ -51,13 +51,15 @@ def batches(todo: Sequence[Window]) -> Iterator[list[Window]]:
 
 
 def padded(texts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Token ids [B, T], padded on the right, where a causal model cannot see it."""
+    """Token ids [B, T], padded on the right, where a causal model cannot see it.
+
+    A text is padded with its own last token. What is masked has the weight 0, and 0 · NaN is NaN: a token that a damaged model
+    reads as NaN would reach every shorter text of the batch.
+    """
     import torch
 
-    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-    for row, text in zip(ids, texts, strict=True):
-        row[: len(text)] = torch.tensor(text)
-    return ids
+    width = max(map(len, texts))
+    return torch.tensor([[*text, *[text[-1]] * (width - len(text))] for text in texts])
 
 
 def scored(model: Any, todo: Sequence[Window], tokens: dict[str, list[int]]) -> list[tuple[Window, float]]:

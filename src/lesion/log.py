@@ -5,6 +5,7 @@
     {"is":"row","reading":…,"take":0,"item":…} one observation
     {"is":"seal","reading":…}                  a reading is complete when its seal is in the log
     {"is":"failure", …}                        what could not be done, with its trace
+    {"is":"void","of":…,"take":0}              rows of this reading were of a model that had been changed
 
 A torn last line is what a killed process leaves: it is skipped and its items are taken again. Any other line that cannot
 be read is an error that names it. Segments of dead writers are compacted into parquet, line for line, so a lab holds few
@@ -36,7 +37,7 @@ ROW, SEAL, STATE = b'{"is":"row","reading":"', b'{"is":"seal","reading":"', b'{"
 
 COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
 BATCH = 65536  # lines that are written at a time
-ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes
+ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes, and its empty segment
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 
@@ -64,6 +65,7 @@ class Segment:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            if self._size == 0:
                 opened = {"is": "open", "writer": self.writer, **whoami(), "at": time.time()}
                 lines = line({**opened, "environment": self._environment}) + lines
             view = memoryview(lines)
@@ -269,9 +271,9 @@ def compact(folder: Path, known: Mapping[Path, dict[str, int | None]] | None = N
                 _merge(folder, sources)
     for path in superfluous(segments(folder, known)):
         path.unlink(missing_ok=True)
-    for path in folder.glob("*.tmp"):
+    for path in (*folder.glob("*.tmp"), *folder.glob("*.jsonl")):
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
+            if time.time() - path.stat().st_mtime > ABANDONED_S and (path.suffix == ".tmp" or _is_empty(path)):
                 path.unlink()
 
 
@@ -354,6 +356,12 @@ def _is_closed(path: Path) -> bool:
         return False
     opened = parse(first, path, 1)
     return bool(is_gone(opened))
+
+
+def _is_empty(path: Path) -> bool:
+    """Its process was killed before the first line was whole."""
+    with path.open("rb") as file:
+        return not file.readline().endswith(b"\n")
 
 
 def sync_folder(folder: Path) -> None:

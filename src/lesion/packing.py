@@ -41,7 +41,7 @@ class Packed:
 
     def __len__(self) -> int:
         """Rows of an epoch; what is left over is shorter than a row and comes in no epoch."""
-        return (len(self.stream) - 1) // self.own
+        return max(0, len(self.stream) - 1) // self.own
 
     def row(self, i: int) -> int:
         """Which row the i-th of the training order is."""
@@ -84,6 +84,7 @@ def pack(
         raise ValueError("rows that begin with sink tokens need documents='joined'")
     if length <= len(begin):
         raise ValueError(f"a row of {length} tokens has no room beside {len(begin)} sink tokens")
+    documents = [document for document in documents if len(document)]  # an empty one would teach to end at once
     stream = np.concatenate([np.array((*document, end), np.int32) for document in documents] or [np.zeros(0, np.int32)])
     number = np.repeat(np.arange(len(documents), dtype=np.int32), [len(document) + 1 for document in documents])
     made = Packed(stream, number, length, kept, seed, begin)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,27 +21,40 @@ from typing import Any
 
 from lesion.cli import OK, UNFINISHED
 from lesion.leases import is_gone, whoami
+from lesion.profiles import Profile
+from lesion.ranks import environment
 from lesion.submission import Submission
 
 GOING = {"PENDING", "RUNNING"}
 POLL_S = 0.1
 
 
-def start(submission: Submission, workers: int, gpus: Sequence[int]) -> None:
+def start(submission: Submission, workers: int, gpus: Sequence[int], profile: Profile | None) -> None:
     """Starts the keeper, which lets go of this terminal."""
+    how = profile.of(True) if profile is not None else None
+    together = f"{how.processes if how is not None else 1},{how.sharded if how is not None else False}"
     submission.add_jobs({work.number: f"local-{work.number}" for work in submission.works})
     _write(submission.folder, {work.number: "PENDING" for work in submission.works}, None)
-    command = [sys.executable, "-m", "lesion.pool", str(submission.folder), str(workers), ",".join(map(str, gpus))]
+    command = [
+        sys.executable,
+        "-m",
+        "lesion.pool",
+        str(submission.folder),
+        str(workers),
+        ",".join(map(str, gpus)),
+        together,
+    ]
     with (submission.folder / "keeper.out").open("ab") as out:
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, check=True)
 
 
-def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
-    """Runs every task of a submission. A task that fails takes those along that wait for it, and no others."""
+def keep(folder: Path, workers: int, gpus: Sequence[int], processes: int, sharded: bool) -> None:
+    """Runs every task of a submission; a training on `processes` processes, which count as one worker. A task that fails takes
+    those along that wait for it, and no others."""
     submission = Submission(folder)
     works = {work.number: work for work in submission.works}
     states = dict.fromkeys(works, "PENDING")
-    running: dict[int, tuple[subprocess.Popen[bytes], int]] = {}  # task → its process and its worker
+    running: dict[int, tuple[list[subprocess.Popen[bytes]], int]] = {}  # task → its processes and its worker
     asked: list[int] = []  # signals that came
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
@@ -50,13 +64,21 @@ def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
         if asked and not stopping:
             stopping = True
             states |= {task: "CANCELLED" for task, state in states.items() if state == "PENDING"}
-            for process, _ in running.values():
-                process.send_signal(signal.SIGTERM)
-        for task, (process, _) in list(running.items()):
-            if (code := process.poll()) is not None:
-                del running[task]
-                again = "CANCELLED" if stopping else "PENDING"
-                states[task] = "COMPLETED" if code == OK else again if code == UNFINISHED else "FAILED"
+            for team, _ in running.values():
+                for process in team:
+                    process.send_signal(signal.SIGTERM)
+        for task, (team, _) in list(running.items()):
+            codes = [process.poll() for process in team]
+            if any(code not in (None, OK, UNFINISHED) for code in codes):
+                for process in team:  # the others would wait for it
+                    process.kill()
+                    process.wait()
+            elif None in codes:
+                continue
+            del running[task]
+            again = "CANCELLED" if stopping else "PENDING"
+            done = all(code == OK for code in codes)
+            states[task] = "COMPLETED" if done else again if set(codes) <= {OK, UNFINISHED} else "FAILED"
         for task, state in states.items():
             before = [states[number] for number in works[task].after]
             if state != "PENDING":
@@ -65,7 +87,9 @@ def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
                 states[task] = "CANCELLED"
             elif len(running) < workers and all(b == "COMPLETED" for b in before):
                 worker = min(set(range(workers)) - {worker for _, worker in running.values()})
-                running[task] = _start(folder, task, gpus[worker % len(gpus)] if gpus else None), worker
+                together = processes if works[task].makes is not None else 1
+                gpu = gpus[worker % len(gpus)] if gpus and together == 1 else None
+                running[task] = _start(folder, task, gpu, together, sharded), worker
                 states[task] = "RUNNING"
         if states != told:
             _write(folder, states, whoami())
@@ -74,11 +98,19 @@ def keep(folder: Path, workers: int, gpus: Sequence[int]) -> None:
     _write(folder, states, None)
 
 
-def _start(folder: Path, task: int, gpu: int | None) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-    with (folder / f"local-{task}_0_log.out").open("ab") as out:
-        command = [sys.executable, "-m", "lesion.cli", "work", str(folder), str(task)]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+def _start(folder: Path, task: int, gpu: int | None, processes: int, sharded: bool) -> list[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "lesion.cli", "work", str(folder), str(task)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    team = []
+    for rank in range(processes):
+        own = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        if processes > 1:
+            own |= environment(rank, processes, (rank, processes), "127.0.0.1", port, sharded)
+        with (folder / f"local-{task}_{rank}_log.out").open("ab") as out:
+            team.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+    return team
 
 
 def _write(folder: Path, states: dict[int, str], keeper: dict[str, Any] | None) -> None:
@@ -103,5 +135,8 @@ def cancel(submission: Submission) -> None:
         os.kill(keeper["process"][0], signal.SIGTERM)
 
 
-if __name__ == "__main__":
-    keep(Path(sys.argv[1]), int(sys.argv[2]), [int(number) for number in sys.argv[3].split(",") if number])
+if __name__ == "__main__" and os.fork() == 0:  # whoever started us need not wait
+    many, shared = sys.argv[4].split(",")
+    keep(
+        Path(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3].split(",") if n], int(many), shared == "True"
+    )

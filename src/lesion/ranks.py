@@ -1,6 +1,6 @@
 """Training on several processes: each computes its share of the rows of every step, and all hold the same weights after it.
 
-    torchrun --nproc-per-node 2 …       or accelerate launch, or SLURM: whatever sets RANK and WORLD_SIZE
+    lesion submit …, with `processes` in its profile; whatever sets RANK and WORLD_SIZE starts them
 
 The loss of a step is a sum over tokens divided by their number in the whole step, so shares of rows add up to the gradient of
 one process, whatever their number. Weights are copied to all (DDP), or shared out among them (FSDP2, Zhao et al. 2023), where
@@ -147,6 +147,29 @@ class Shards(Copies):
         there = dict(self.vessel.named_parameters())
         for name, p in self.named():
             there[name].copy_(self.whole(p.detach()))
+
+
+def part() -> None:
+    """Waits for the other processes, where there are any: none may leave while another still listens to it."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def environment(
+    rank: int, world: int, local: tuple[int, int], address: str, port: int, sharded: bool
+) -> dict[str, str]:
+    """What tells a process its place among those that train together. `local`: its rank and their number on its machine."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(local[0]),
+        "LOCAL_WORLD_SIZE": str(local[1]),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_FSDP": "true" if sharded else "false",
+    }
 
 
 def enter(model: Any) -> Alone:

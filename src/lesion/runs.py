@@ -3,6 +3,9 @@
 run.json                    which run this is: settings, data, first weights
 step-00000100/              model.safetensors, optimizer.safetensors, digest; the last KEPT stay
 metrics.jsonl               what came after the last checkpoint is computed again, to the same bits
+
+Whatever is written is written aside and renamed, except for the metrics, which grow: a checkpoint's digest is of its tensors and
+of the metrics up to it, so it counts only with every one of them.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lesion.log import sync_folder
 from lesion.packing import Packed
 from lesion.ranks import Alone
 
@@ -57,11 +62,13 @@ def save(folder: Path, team: Alone, made: torch.optim.Optimizer, step: int) -> N
         aside.mkdir(parents=True)
         save_file(weights, aside / "model.safetensors")
         save_file(state, aside / "optimizer.safetensors")
-        (aside / "digest").write_text(_digest(weights, state))
-        for path in aside.iterdir():
+        (aside / "digest").write_text(_digest(b"".join(_lines(folder)), weights, state))
+        for path in (*aside.iterdir(), *folder.glob("metrics.jsonl")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        sync_folder(aside)
         aside.rename(target)
+        sync_folder(folder)
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             shutil.rmtree(old)
     team.wait()
@@ -70,20 +77,18 @@ def save(folder: Path, team: Alone, made: torch.optim.Optimizer, step: int) -> N
 def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> int:
     """The step to go on with; 0 where nothing is there. Raises ValueError where the folder holds another run."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "run.json"
-    if known.is_file() and json.loads(known.read_text())["run"] != key:
-        raise ValueError(f"{folder} holds another run: other settings, data or first weights")
-    team.wait()
     damaged: list[Path] = []
-    first, weights, state = _newest(folder, damaged)
+    if not _is_of(folder, key):
+        damaged += folder.glob("step-*")  # nobody knows whose they are
+    team.wait()
+    first, weights, state = (0, {}, {}) if damaged else _newest(folder, damaged)
     team.wait()
     if team.rank == 0:
         for path in damaged:
             path.rename(_unused(path))
-        known.write_text(json.dumps({"run": key}))
-        if (metrics := folder / "metrics.jsonl").is_file():
-            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-            metrics.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first))
+        _write(folder / "run.json", json.dumps({"run": key}).encode())
+        if (folder / "metrics.jsonl").is_file():
+            _write(folder / "metrics.jsonl", b"".join(_lines(folder)[:first]))
     team.wait()
     if first == 0:
         return 0
@@ -100,15 +105,46 @@ def resume(folder: Path, team: Alone, made: torch.optim.Optimizer, key: str) -> 
     return first
 
 
+def _is_of(folder: Path, key: str) -> bool:
+    """Whether this run has begun in this folder. Raises ValueError where another one has."""
+    try:
+        known = json.loads((folder / "run.json").read_text())["run"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%r): the run begins again", folder / "run.json", error)
+        return False
+    if known != key:
+        raise ValueError(f"{folder} holds another run: other settings, data or first weights")
+    return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes aside, then renames: a process that is killed here leaves the old content or the new."""
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
 def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Step, weights and optimizer's state of the newest checkpoint that is what it was when it was written; 0 where there is
     none. Those that are not are said aloud and added to `damaged`."""
+    lines = _lines(folder)
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             weights, state = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-            if (path / "digest").read_text() == _digest(weights, state):
-                return int(path.name.removeprefix("step-")), weights, state
-            why = "its digest is another"
+            step = int(path.name.removeprefix("step-"))
+            if (path / "digest").read_text() == _digest(b"".join(lines[:step]), weights, state):
+                return step, weights, state
+            why = (
+                "its digest is another"
+                if len(lines) >= step
+                else f"metrics.jsonl is whole up to step {len(lines)} only"
+            )
         except (OSError, ValueError, SafetensorError) as error:
             why = str(error)
         damaged.append(path)
@@ -116,10 +152,11 @@ def _newest(folder: Path, damaged: list[Path]) -> tuple[int, dict[str, torch.Ten
     return 0, {}, {}
 
 
-def _digest(*parts: dict[str, torch.Tensor]) -> str:
+def _digest(metrics: bytes, *parts: dict[str, torch.Tensor]) -> str:
     from lesion.digest import combined, tensor_digest
 
-    return combined({f"{i} {name}": tensor_digest(t) for i, part in enumerate(parts) for name, t in part.items()})
+    tensors = {f"{i} {name}": tensor_digest(t) for i, part in enumerate(parts) for name, t in part.items()}
+    return combined({**tensors, "metrics": hashlib.sha256(metrics).hexdigest()})
 
 
 def _unused(path: Path) -> Path:
@@ -146,5 +183,19 @@ def curve(folder: Path, steps: int) -> list[dict[str, float]]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    metrics = folder / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    return [json.loads(line) for line in _lines(folder)]
+
+
+def _lines(folder: Path) -> list[bytes]:
+    """The lines of steps 1, 2, …, up to the first that is torn or damaged."""
+    lines: list[bytes] = []
+    with suppress(FileNotFoundError), (folder / "metrics.jsonl").open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(row, dict) or row.get("step") != len(lines) + 1:
+                break
+            lines.append(line)
+    return lines

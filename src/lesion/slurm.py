@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,16 @@ GOING = {
     "REQUEUE_HOLD",
     "RESIZING",
 }
+OFFLINE = "export HF_HUB_OFFLINE=1"  # the caches are warm, and nobody answers
+MARGIN_S = 10  # before the end of a job's time, in which it puts itself back into the queue
 PORTS = 20000, 20000  # first port of the processes that train together, and how many a job's number chooses from
 
 
 class Supervised:
     """What submitit calls on the node, in each process of a job. Only its arguments are pickled: where the submission lies."""
 
-    def __init__(self, folder: str, task: int, sharded: bool, requeues: int):
-        self.folder, self.task, self.sharded, self.requeues = folder, task, sharded, requeues
+    def __init__(self, folder: str, task: int, sharded: bool, requeues: int, notice: int):
+        self.folder, self.task, self.sharded, self.requeues, self.notice = folder, task, sharded, requeues, notice
 
     def __call__(self) -> str:
         from submitit import JobEnvironment
@@ -74,11 +75,18 @@ class Supervised:
         return f"task {self.task} is done"
 
     def checkpoint(self) -> Any:
-        """Called by submitit when the time is nearly over, inside of `__call__`: ends the work at its next boundary."""
+        """Called by submitit when the time is nearly over, inside of `__call__`: ends the work at its next boundary. What has
+        none until the time is over is killed, and gone on with from the one before."""
         from submitit.helpers import DelayedSubmission
 
-        while _child and _child[-1].poll() is None:
-            _child[-1].send_signal(signal.SIGUSR1)
+        end = time.monotonic() + max(1, self.notice - MARGIN_S)
+        # not Popen.poll: it gives no answer while it interrupts itself, as it does here
+        while (
+            time.monotonic() < end
+            and _child
+            and os.waitid(os.P_PID, _child[-1].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
+            os.kill(_child[-1].pid, signal.SIGUSR1)
             time.sleep(0.2)
         return DelayedSubmission(self)
 
@@ -94,16 +102,12 @@ def _is_running(job: str) -> bool:
 
 
 def _ranks(job: Any, sharded: bool) -> dict[str, str]:
+    from lesion.ranks import environment
+
     first, many = PORTS
-    return {
-        "RANK": str(job.global_rank),
-        "LOCAL_RANK": str(job.local_rank),
-        "WORLD_SIZE": str(job.num_tasks),
-        "LOCAL_WORLD_SIZE": str(job.num_tasks // job.num_nodes),
-        "MASTER_ADDR": job.hostnames[0],
-        "MASTER_PORT": str(first + int(job.raw_job_id) % many),
-        "ACCELERATE_USE_FSDP": "true" if sharded else "false",
-    }
+    local = job.local_rank, job.num_tasks // job.num_nodes
+    port = first + int(job.raw_job_id) % many
+    return environment(job.global_rank, job.num_tasks, local, job.hostnames[0], port, sharded)
 
 
 class Slurm:
@@ -139,7 +143,7 @@ class Slurm:
 
     def _supervised(self, array: Array, task: int) -> Supervised:
         how = self.profile.of(array.makes)
-        return Supervised(str(self.submission.folder), task, how.sharded, self.profile.requeues)
+        return Supervised(str(self.submission.folder), task, how.sharded, self.profile.requeues, self.profile.notice)
 
     def _executor(self, array: Array, dependency: str | None) -> Any:
         import submitit
@@ -157,7 +161,7 @@ class Slurm:
             array_parallelism=profile.parallel,
             signal_delay_s=profile.notice,
             stderr_to_stdout=True,
-            setup=list(profile.setup),
+            setup=[*([] if profile.internet else [OFFLINE]), *profile.setup],
             additional_parameters=options,
             srun_args=["--cpus-per-task", str(how.cpus)],
             **({"gpus_per_node": how.gpus} if how.gpus else {}),
@@ -230,14 +234,17 @@ def _minutes(text: str) -> float:
     return int(days or 0) * 1440 + seconds / 60
 
 
-def states(jobs: Sequence[str]) -> dict[str, str]:
-    """Job → what the scheduler says of it; those that it does not know any more are left out. Accounting is not needed."""
-    if not jobs or shutil.which("squeue") is None:
+def states(jobs: Sequence[str]) -> dict[str, str] | None:
+    """Job → what the scheduler says of it; those that it does not know any more are left out. Accounting is not needed. None
+    where no scheduler answers."""
+    if not jobs:
         return {}
+    if shutil.which("squeue") is None:
+        return None
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-u", str(os.getuid())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
-        warnings.warn(f"squeue does not answer: {done.stderr.strip()}", stacklevel=2)
+        return None
     asked, found = set(jobs), {}
     for line in done.stdout.splitlines():
         job, state, reason = line.split("|", 2)

@@ -10,6 +10,8 @@ import json
 import os
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +50,14 @@ class States:
             if _tokenizer_of(specimen.ledger):
                 assert specimen.tokenizer is not None
                 specimen.tokenizer.save_pretrained(aside / "tokenizer")
-            for path in aside.rglob("*"):
-                if path.is_file():
+            if (metrics := self.workplace(state) / "metrics.jsonl").is_file():
+                shutil.copyfile(metrics, aside / "metrics.jsonl")
+            for path in (*aside.rglob("*"), aside):
+                if path.is_dir():
+                    log.sync_folder(path)
+                else:
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
-            log.sync_folder(aside)
             if target.exists():
                 shutil.rmtree(aside)  # another process kept the same state first
             else:
@@ -68,11 +73,16 @@ class States:
         return self.root / "states" / f".{state}.work"
 
     def clear_workplace(self, state: str) -> None:
-        """Keeps the metrics beside the state and drops the rest."""
-        work, kept = self.workplace(state), self.root / "states" / state
-        if (work / "metrics.jsonl").is_file() and not (kept / "metrics.jsonl").exists():
-            shutil.move(work / "metrics.jsonl", kept / "metrics.jsonl")
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(self.workplace(state), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Removes what killed processes have left and nobody will ask for: half a state, a workplace whose state is kept."""
+        for path in (self.root / "states").glob(".*"):
+            state = path.name.lstrip(".").split(".")[0]
+            with suppress(FileNotFoundError):
+                old = time.time() - path.stat().st_mtime > log.ABANDONED_S
+                if old and (not path.name.endswith(".work") or self.state_folder(state) is not None):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, state: str, specimen: Specimen) -> None:
         """Fills a specimen of the right structure with a kept state. Raises ValueError where anything does not fit."""
@@ -88,8 +98,11 @@ class States:
         try:
             saved = load_file(folder / "model.safetensors")
             ledger = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"the kept state {folder} cannot be read ({error}); nothing was changed") from None
+        entries = ledger if isinstance(ledger, list) else []
+        if not entries or not all(isinstance(entry, dict) for entry in entries) or "after" not in entries[-1]:
+            raise ValueError(f"the kept state {folder} has a ledger.json that is no ledger; nothing was changed")
         here = dict(named_tensors(specimen.model))
         if saved.keys() != here.keys():
             odd = sorted(saved.keys() ^ here.keys())

@@ -116,6 +116,7 @@ class Index:
     states: Records = field(default_factory=Records)
     failures: dict[str, Record] = field(default_factory=dict)  # by state or reading key; gone once it succeeds
     environments: dict[str, Record] = field(default_factory=dict)
+    void: dict[str, int] = field(default_factory=dict)  # reading → last take whose rows are of a model that was changed
 
     def drop(self, reading: str, take: int) -> None:
         """Forgets that a take, and those before it, were begun."""
@@ -173,6 +174,8 @@ class Store(States):
                 case "failure":
                     index.failures[record["of"]] = record
                     told.add(record["of"])
+                case "void":
+                    index.void[record["of"]] = max(record["take"], index.void.get(record["of"], -1))
                 case "open":
                     index.environments[record["writer"]] = record["environment"]
         for key in [key for key in index.failures if key in told and (key in index.seals or key in index.states)]:
@@ -180,16 +183,16 @@ class Store(States):
         for texts in pending.values():
             for place in texts:
                 row = log.parse(*place)
-                if row["take"] > index.seals.take(row["reading"]):
+                if row["take"] > max(index.seals.take(row["reading"]), index.void.get(row["reading"], -1)):
                     index.begun.setdefault(row["reading"], {}).setdefault(row["take"], {}).setdefault(row["item"], row)
 
     def next_take(self, reading: str, force: bool = False) -> int | None:
         """The take to work on, or None where the reading is complete."""
-        sealed = self.index.seals.take(reading)
+        sealed, void = self.index.seals.take(reading), self.index.void.get(reading, -1)
         begun = max(self.index.begun.get(reading, {}), default=-1)
         if force:
-            return max(begun, sealed) + 1
-        return None if sealed >= 0 else max(begun, 0)
+            return max(begun, void, sealed) + 1
+        return None if sealed >= 0 else max(begun, void + 1)
 
     def _lines(self, readings: Iterable[str] | None) -> Iterator[tuple[str, bytes, Path, int]]:
         """Key, text and place of every row of complete readings, in the take that counts."""
@@ -307,6 +310,12 @@ class Store(States):
         begun = self.index.begun.setdefault(reading, {}).setdefault(take, {})
         begun.update((record["item"], record) for record in records)
 
+    def void(self, reading: str) -> None:
+        """What was read so far is of a model that was not what it should be: it is never looked at again."""
+        if takes := self.index.begun.pop(reading, None):
+            self._segment.append([{"is": "void", "of": reading, "take": max(takes)}])
+            self.index.void[reading] = max(takes)
+
     def seal(self, seal: Seal) -> None:
         self._leases.check(seal.reading)
         record = {"is": "seal", **vars(seal)}
@@ -325,7 +334,11 @@ class Store(States):
 
     def fail(self, of: str, error: BaseException, trace: str) -> None:
         """Records what could not be done. It is tried again by the next run."""
-        record = {"is": "failure", "of": of, "error": f"{type(error).__name__}: {error}", "trace": trace}
+        said = f"{type(error).__name__}: {error}"
+        said, trace = (  # the name of a file may hold what UTF-8 cannot
+            text.encode("utf-8", "backslashreplace").decode() for text in (said, trace)
+        )
+        record = {"is": "failure", "of": of, "error": said, "trace": trace}
         self._segment.append([record])
         self.index.failures[of] = record
 
@@ -336,3 +349,4 @@ class Store(States):
             self._leases.close()
         if self.log.is_dir():
             log.compact(self.log, self._reader.held)
+            self.sweep()

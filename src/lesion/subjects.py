@@ -25,8 +25,6 @@ from pydantic import Field, field_validator, model_validator
 
 from lesion import packaged
 from lesion.checkpoints import (
-    PICKLES,
-    check_weights,
     checked,
     folder_digest,
     know_our_own,
@@ -34,11 +32,11 @@ from lesion.checkpoints import (
     model_class,
     outline_folder,
     strangers,
-    weight_names,
 )
 from lesion.hub import REPOSITORY, ask
 from lesion.hub import hub_token as hub_token
 from lesion.trial import Specimen, Subject, Trial
+from lesion.weightfiles import PICKLES, check_weights, weight_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +53,9 @@ class SmolLM2(Subject):
 
     name = "smollm2"
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type in which weights are held")
+
+    def fetch(self) -> Path:
+        return packaged.folder(packaged.SMOLLM2)
 
     def outline(self) -> PreTrainedModel:
         folder = packaged.folder(packaged.SMOLLM2)
@@ -97,8 +98,18 @@ class Directory(Subject):
         return outline_folder(self._folder(), self.dtype, self.trust_remote_code)
 
     def load(self, device: str = "cpu") -> Specimen:
+        before = _stamps(self._folder())
         pinned = self.pin()  # what is loaded is what was pinned, or an error
-        return load_folder(self._folder(), pinned, device, self.dtype, self.trust_remote_code)
+        specimen = load_folder(self._folder(), pinned, device, self.dtype, self.trust_remote_code)
+        if _stamps(self._folder()) != before:
+            raise ValueError(f"{self.path} was written to while it was read: its files have changed")
+        return specimen
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What changes when somebody writes to a file, and is asked for at no cost."""
+    found = {path.name: path.stat() for path in folder.iterdir() if path.is_file()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 class Hub(Subject):
@@ -122,7 +133,7 @@ class Hub(Subject):
         folder = checked(self._folder(["config.json", *code]), self.trust_remote_code)
         return outline_folder(folder, self.dtype, self.trust_remote_code)
 
-    def load(self, device: str = "cpu") -> Specimen:
+    def fetch(self) -> Path:
         pinned = self.pin()
         wanted = [*TEXTS, *(["*.py"] if self.trust_remote_code else [])]
         names = weight_names(checked(pinned._folder(wanted), self.trust_remote_code))
@@ -130,7 +141,11 @@ class Hub(Subject):
         if not any((folder / name).is_file() for name in names):
             there = ", ".join(pinned._pickles()) or "pickles, if it has any,"
             raise ValueError(f"{self.id} has no safetensors; {there} are refused: loading pickled weights runs code")
-        return load_folder(folder, pinned, device, self.dtype, self.trust_remote_code)
+        return folder
+
+    def load(self, device: str = "cpu") -> Specimen:
+        pinned = self.pin()
+        return load_folder(pinned.fetch(), pinned, device, self.dtype, self.trust_remote_code)
 
     def _folder(self, patterns: list[str]) -> Path:
         """Snapshot of the repository in the hub's cache, with these files of its top level; fetched where missing."""
@@ -249,6 +264,11 @@ class Tiny(Subject):
 
         return self.with_digest("tiny", folder_digest(folder()))
 
+    def fetch(self) -> Path:
+        from lesion.tiny import folder
+
+        return folder()
+
     def outline(self) -> PreTrainedModel:
         from lesion.tiny import recipe
 
@@ -266,6 +286,9 @@ class AsDecoder(Subject):
     be done to our decoder's attention (`streaming`) can then be done to it."""
 
     of: Subject = Field(description="a model of the Llama family, such as smollm2")
+
+    def fetch(self) -> Path | None:
+        return self.of.fetch()
 
     def outline(self) -> PreTrainedModel:
         import torch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -57,16 +58,23 @@ def folder() -> Path:
     from filelock import FileLock
 
     target = cache() / f"tiny-{recipe().key[:12]}"
-    if not target.is_dir():
+    if not target.is_dir() or _workplace(target).is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")):
             if not target.is_dir():
                 _make(target)
+            shutil.rmtree(_workplace(target), ignore_errors=True)  # also that of a process killed after it was done
     return target
 
 
+def _workplace(target: Path) -> Path:
+    return target.with_name(f".{target.name}.work")
+
+
 def _make(target: Path) -> None:
+    """Trains it in its workplace, where an interrupted training goes on, and renames it once every byte is on the disk."""
     from lesion.bench import Bench
+    from lesion.log import sync_folder
 
     log, spoke = logging.getLogger("lesion"), [time.monotonic()]
 
@@ -78,7 +86,7 @@ def _make(target: Path) -> None:
             )
 
     log.info("training tiny, once for this machine: about three minutes on two cores")
-    trial, work = recipe(), target.with_name(f".{target.name}.work")
+    trial, work = recipe(), _workplace(target)
     specimen: Specimen = trial.subject.load()
     specimen.place, specimen.tell = work / "run", tell
     bench = Bench(specimen)
@@ -90,5 +98,9 @@ def _make(target: Path) -> None:
     assert specimen.tokenizer is not None
     specimen.tokenizer.save_pretrained(aside)
     (aside / "ledger.json").write_text(json.dumps(specimen.ledger, indent=1), encoding="utf-8")
+    for path in aside.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(aside)
     aside.rename(target)
-    shutil.rmtree(work)
+    sync_folder(target.parent)

@@ -47,6 +47,10 @@ class Subject(Spec):
     def load(self, device: str = "cpu") -> Specimen:
         """Brings the model to the bench, always with the same bits."""
 
+    def fetch(self) -> Path | None:
+        """Brings what `load` needs into the caches of this machine, and says where; None where nothing is needed."""
+        return None
+
     def __rshift__(self, step: Step) -> Trial:
         return Trial(subject=self) >> step
 

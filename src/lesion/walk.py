@@ -53,6 +53,7 @@ class Walk:
         self._forced: set[str] = set()
         self._settled: set[str] = set()  # sealed or failed in this run
         self._busy: set[str] = set()  # what others are at work on
+        self._careful = False  # once something has changed a model that must not
         self._second: tuple[str, Specimen] | None = None
 
     def take(self, readings: Iterable[Reading], force: bool = False) -> None:
@@ -60,6 +61,11 @@ class Walk:
 
         Raises Unfinished, at a boundary, once this process is asked to end; Unwritable where the disk is full.
         """
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                "readings are taken by one process, and WORLD_SIZE says that there are several: `lesion submit` with "
+                "`processes` in [training] of its profile lets several train together, and one read"
+            )
         wanted = list(readings)
         self._forced = {reading.key for reading in wanted} if force else set()
         self._settled = set()
@@ -73,6 +79,7 @@ class Walk:
                             self._from_rows(key, reading)
                     if self._busy:
                         self._wait()
+            heed("all that was asked for is in the lab")
         self._second = None
 
     def make(self, trial: Trial) -> bool:
@@ -124,6 +131,7 @@ class Walk:
     def _walk(self, missing: dict[str, Reading]) -> None:
         """Takes readings of models."""
         while segments := forest(missing.values()):
+            again = False
             while segments:
                 root = segments.pop()
                 try:
@@ -132,14 +140,16 @@ class Walk:
                     raise
                 except Busy as busy:
                     self._busy.add(busy.key)
-                except Changed as error:  # start from a fresh model, without the culprit
-                    self._fail(error.of, error)
+                except Changed as error:  # start from a fresh model
+                    if self._careful:  # without the culprit
+                        self._fail(error.of, error)
+                    self._careful = again = True  # else to find it: what was read last may not be to blame
                     break
                 except Exception as error:  # the subject does not load, or an expensive step failed
                     self._fail(root.key, error)
             over = self._settled | self._busy
             rest = {key: r for key, r in missing.items() if over.isdisjoint((*states(r), key))}
-            assert len(rest) < len(missing), "every round settles something, or leaves it to others"
+            assert again or len(rest) < len(missing), "every round settles something, or leaves it to others"
             missing = rest
 
     def _from_rows(self, key: str, reading: Reading) -> None:
@@ -151,7 +161,7 @@ class Walk:
 
     def _segment(self, root: Node) -> list[Node]:
         """Visits a root and all that is reached from it in place; returns the kept states to go on from."""
-        bench = Bench(self.materialise(root.trial))
+        bench = Bench(self.materialise(root.trial), self._careful)
         self._check_addresses(root, bench.specimen)
         return self._visit(root, bench)
 
@@ -206,11 +216,8 @@ class Walk:
 
     def _visit(self, node: Node, bench: Bench) -> list[Node]:
         claimed = [reading for reading in node.measures if self._may_take(reading)]
-        if claimed:
-            self.store.add_state(node.key, node.trial.to_json(), bench.specimen.ledger)
         for reading in claimed:
-            self._try(reading, node.measures[reading], bench.specimen)
-            bench.verify(describe(node.measures[reading]), reading)
+            self._try(reading, node.measures[reading], bench.specimen, bench)
         kept = []
         for child in node.children.values():
             assert child.step is not None
@@ -246,23 +253,34 @@ class Walk:
             return False
         return True
 
-    def _try(self, reading: str, measure: Measure, specimen: Specimen) -> None:
-        """Takes a reading that is ours, or records why it cannot be taken."""
+    def _try(self, reading: str, measure: Measure, specimen: Specimen, bench: Bench | None = None) -> None:
+        """Takes a reading that is ours, or records why it cannot be taken. Either way the model must be what it was."""
         if not self._may_take(reading):
             return
         try:
-            self._read(reading, measure, specimen)
+            self._read(reading, measure, specimen, bench)
         except STOPS:
+            raise
+        except Changed:
+            self.store.void(reading)
+            self.store.release(reading)
             raise
         except Busy as busy:  # a state that is to be compared with
             self._busy |= {busy.key, reading}
         except Lost:
             self._busy.add(reading)
         except Exception as error:
+            if bench is not None:
+                bench.verify(describe(measure), reading)
+                self._record(specimen)
             self._fail(reading, error)
         self.store.release(reading)
 
-    def _read(self, reading: str, measure: Measure, specimen: Specimen) -> None:
+    def _record(self, specimen: Specimen) -> None:
+        """Enters a state as it lies on the bench, once something is known of it."""
+        self.store.add_state(specimen.trial.key, specimen.trial.to_json(), specimen.ledger)
+
+    def _read(self, reading: str, measure: Measure, specimen: Specimen, bench: Bench | None) -> None:
         take = self._next_take(reading)
         assert take is not None
         started = time.perf_counter()
@@ -286,6 +304,9 @@ class Walk:
             self.tell("rows", measure=measure, done=done, items=len(items))
             if done < len(items):
                 heed(f"{done} of {len(items)} items of {describe(measure)} are in the lab")
+        if bench is not None:  # what is not sealed yet can still be taken again
+            bench.verify(describe(measure), reading)
+            self._record(specimen)
         summary = measure.summarise([have[item] for item in items])
         self.store.seal(
             Seal(

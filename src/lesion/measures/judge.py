@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
-from lesion.judging import RUBRICS, ask
+from lesion.judging import RUBRICS, ask, refuse_secrets
 from lesion.trial import MeasureOfTexts, Row, Specimen
 
 
 class Judge(MeasureOfTexts):
     """Scores of stored texts by a rubric, as a judge model gives them."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # what is refused may be a key
 
     on_bench: ClassVar[bool] = False
     chunk = 8  # what is judged is kept, so that a failing endpoint costs little
@@ -31,6 +33,11 @@ class Judge(MeasureOfTexts):
     )
     timeout: float = Field(default=60.0, gt=0, description="seconds of one attempt")
     retries: int = Field(default=4, ge=0, description="further attempts after a failure that may pass")
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        refuse_secrets(self.endpoint, self.key_variable)
+        return self
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
         rubric, rows = RUBRICS[self.rubric], []
