@@ -58,9 +58,6 @@ class Job:
             self.over = self.work()
         except Killed:
             self.over = "killed"
-        except Unfinished:
-            self.store.close()
-            self.over = "unfinished"
         except BaseException as error:
             self.over = error
         self.back.release()
@@ -70,16 +67,18 @@ class Job:
         self.point()
         self.store = Store(self.cluster.lab)
         self.cluster.writers[self.store.writer] = self
-        done = Walk(self.store)
-        if self.task.makes is not None:
-            good = done.make(self.task.makes)
-        else:
-            done.take(self.task.readings)
-            good = all(
-                key in self.store.index.seals for key in (self.task.needed or {r.key for r in self.task.readings})
-            )
+        done, seals = Walk(self.store), self.store.index.seals
+        try:
+            if self.task.makes is not None:
+                good = done.make(self.task.makes)
+            else:
+                done.take(self.task.readings)
+                good = all(key in seals for key in (self.task.needed or {r.key for r in self.task.readings}))
+            how = "completed" if good else "failed"
+        except Unfinished:
+            how = "unfinished"
         self.store.close()
-        return "completed" if good else "failed"
+        return how
 
     def point(self, wait=None):
         """The end of a turn. Everything that touches the lab comes through here."""

@@ -56,13 +56,13 @@ ACTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ACTS)
 def test_who_watched_all_along_and_who_comes_late_know_the_same(acts):
     """Three writers that open, write, close and compact in any order, some of them gone on from by others, and a watcher."""
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(log, "COMPACT_AT", 2):
         path, writers = Path(folder), {}
-        watcher = Store(path)
+        watcher, reader, lines = Store(path), log.Reader(path / "log"), []
         for act, who, what in acts:
             store = writers.get(who) or writers.setdefault(who, Store(path))
             key, take = KEYS[what % 3], what // 3
@@ -75,12 +75,14 @@ def test_who_watched_all_along_and_who_comes_late_know_the_same(acts):
                     writers.pop(who).close()
                 case "look":
                     watcher.refresh()
-        watcher.refresh()
-        assert known(watcher) == known(Store(path)) == naively(path)
-        for store in writers.values():
-            store.close()
-        watcher.refresh()
-        assert known(watcher) == known(Store(path)) == naively(path)
+                    lines += [text for _, _, text in reader.new()]
+        for store in (None, *writers.values()):
+            if store is not None:
+                store.close()
+            watcher.refresh()
+            assert known(watcher) == known(Store(path)) == naively(path)
+            lines += [text for _, _, text in reader.new()]
+            assert sorted(lines) == sorted(text for _, _, text in log.read(path / "log")), "each line once"
 
 
 def test_the_rows_of_sealed_readings_are_not_read_when_a_lab_is_opened(tmp_path):
