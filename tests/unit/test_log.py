@@ -85,6 +85,19 @@ def test_who_watched_all_along_and_who_comes_late_know_the_same(acts):
             assert sorted(lines) == sorted(text for _, _, text in log.read(path / "log")), "each line once"
 
 
+def test_what_a_reader_is_to_leave_out_it_leaves_out_wherever_it_lies(tmp_path):
+    own = Store(tmp_path)
+    own.add_rows(KEYS[0], 0, rows(0, 1))
+    reader = log.Reader(tmp_path / "log")
+    reader.skip(own._segment.path.name)
+    assert not [text for _, _, text in reader.new() if text.startswith(log.ROW)]
+    own.close()
+    with mock.patch.object(log, "COMPACT_AT", 2):
+        filled(tmp_path, 1)
+    assert [path.suffix for path in (tmp_path / "log").iterdir()] == [".parquet"]
+    assert sum(text.startswith(log.ROW) for _, _, text in reader.new()) == 2
+
+
 def test_the_rows_of_sealed_readings_are_not_read_when_a_lab_is_opened(tmp_path):
     filled(tmp_path, log.COMPACT_AT, each=50)
     (only,) = (tmp_path / "log").iterdir()
@@ -136,7 +149,7 @@ def test_what_is_recalled_is_the_callers_own_and_follows_a_new_take(tmp_path):
     store = Store(tmp_path)
     for row in store.rows([KEYS[0]]):
         row["value"] = "spoilt"
-    assert [row["value"] for row in store.rows([KEYS[0]])] == [0, 1]
+    assert [row["value"] for key in KEYS for row in store.rows([key])] == [0, 1] * 3
     store.add_rows(KEYS[1], 1, [{"item": "i0", "value": 9}])
     seal(store, KEYS[1], 1, n=1)
     assert [row["value"] for row in store.rows([KEYS[1]])] == [9]
