@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,9 @@ def build(lab: Path, trials: int, writers: int) -> dict[str, float]:
     share = -(-trials // writers)
 
     def work() -> None:
-        stores = [Store(lab) for _ in range(writers)]
-        for number, store in enumerate(stores):
+        stores = deque(Store(lab) for _ in range(writers))
+        for number in range(writers):
+            store = stores.popleft()
             write(store, asked[number * share : (number + 1) * share], ready)
             store.close()
 
