@@ -9,7 +9,7 @@ one writer and once by many that open the lab together, as the jobs of an array 
 run. Every part is timed in a process of its own (in brackets: seconds of processor time), whose largest resident memory
 is reported; importing is not timed, the machine's cache is warm.
 
-With `--growth` a writer has fifty readings, so the labs differ in the number of their writers too, and memory is what is
+With `--growth` a writer has fifty readings, so the labs differ in the number of their writers too; memory is what is
 added to that of the imports.
 """
 
@@ -282,7 +282,7 @@ def growth(largest: int) -> Iterator[list[str]]:
             lab = Path(folder) / "lab"
             for part, title in TITLES.items():
                 got = measured(part, lab, size, size // EACH)
-                found.setdefault(f"{title}, s", []).append(got["seconds"])
+                found.setdefault(f"{title}, s of processor time", []).append(got["busy"])
                 found.setdefault(f"{title}, MiB of memory", []).append(got["added"])
             files = [path.stat().st_size for path in lab.rglob("*") if path.is_file()]
             found.setdefault("files", []).append(len(files))
