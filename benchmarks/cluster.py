@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from faults.simulation import Cluster
-from faults.test_cluster_simulated import WIDTH, campaign, dependants, missing, rows_of, study
+from faults.test_cluster_simulated import WIDTH, campaign, dependants, doubled, missing, rows_of, study
 from lesion.store import Store
 from lesion.walk import Walk
 
@@ -51,7 +51,7 @@ def main() -> None:
         took = time.perf_counter() - started
 
         store = Store(lab)
-        rows, again = rows_of(lab)
+        rows = rows_of(lab)
         files = list(store.log.iterdir())
         lines = {
             "tasks of each submission": ", ".join(f"{size:,}" for size in sizes),
@@ -60,7 +60,8 @@ def main() -> None:
             **{fate: f"{times:,}" for fate, times in sorted(cluster.count.items())},
             "readings taken": f"{len(store.index.seals):,}",
             "rows": f"{len(rows):,}",
-            "writers that said a row again, all cut off before": len(again),
+            "rows said again by who had been cut off": f"{sum(map(len, rows.values())) - len(rows):,}",
+            "rows said again by others": len(doubled(rows, cluster)),
             "files in the log": f"{len(files)}, {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB",
             "simulated": f"{cluster.clock / 3600:.1f} h",
             "took": f"{took:.0f} s, the plain walk {alone:.0f} s",

@@ -9,7 +9,7 @@ one writer and once by many that open the lab together, as the jobs of an array 
 run. Every part is timed in a process of its own (in brackets: seconds of processor time), whose largest resident memory
 is reported; importing is not timed, the machine's cache is warm.
 
-With `--growth` a writer has fifty readings, so the labs differ in the number of their writers too, and memory is what is
+With `--growth` a writer has fifty readings, so the labs differ in the number of their writers too; memory is what is
 added to that of the imports.
 """
 
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,9 @@ def build(lab: Path, trials: int, writers: int) -> dict[str, float]:
     share = -(-trials // writers)
 
     def work() -> None:
-        stores = [Store(lab) for _ in range(writers)]
-        for number, store in enumerate(stores):
+        stores = deque(Store(lab) for _ in range(writers))
+        for number in range(writers):
+            store = stores.popleft()
             write(store, asked[number * share : (number + 1) * share], ready)
             store.close()
 
@@ -280,7 +282,7 @@ def growth(largest: int) -> Iterator[list[str]]:
             lab = Path(folder) / "lab"
             for part, title in TITLES.items():
                 got = measured(part, lab, size, size // EACH)
-                found.setdefault(f"{title}, s", []).append(got["seconds"])
+                found.setdefault(f"{title}, s of processor time", []).append(got["busy"])
                 found.setdefault(f"{title}, MiB of memory", []).append(got["added"])
             files = [path.stat().st_size for path in lab.rglob("*") if path.is_file()]
             found.setdefault("files", []).append(len(files))

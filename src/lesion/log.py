@@ -236,7 +236,8 @@ def _placed(path: Path, settled: bool) -> Iterator[tuple[Path, int, bytes]]:
     try:
         with parquet.ParquetFile(path) as file:
             apart = "row" in file.schema_arrow.names
-            for batch in file.iter_batches(batch_size=8192, columns=["line", "row"] if apart and settled else ["line"]):
+            columns = ["line", "row"] if apart and settled else ["line"]
+            for batch in file.iter_batches(batch_size=8192, columns=columns, use_threads=False):
                 found = batch.column(0)
                 if apart and settled:
                     found = compute.coalesce(found, batch.column(1))

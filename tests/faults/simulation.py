@@ -58,9 +58,6 @@ class Job:
             self.over = self.work()
         except Killed:
             self.over = "killed"
-        except Unfinished:
-            self.store.close()
-            self.over = "unfinished"
         except BaseException as error:
             self.over = error
         self.back.release()
@@ -69,17 +66,18 @@ class Job:
         """As `lesion work` does it."""
         self.point()
         self.store = Store(self.cluster.lab)
-        self.cluster.writers[self.store.writer] = self
-        done = Walk(self.store)
-        if self.task.makes is not None:
-            good = done.make(self.task.makes)
-        else:
-            done.take(self.task.readings)
-            good = all(
-                key in self.store.index.seals for key in (self.task.needed or {r.key for r in self.task.readings})
-            )
+        done, seals = Walk(self.store), self.store.index.seals
+        try:
+            if self.task.makes is not None:
+                good = done.make(self.task.makes)
+            else:
+                done.take(self.task.readings)
+                good = all(key in seals for key in (self.task.needed or {r.key for r in self.task.readings}))
+            how = "completed" if good else "failed"
+        except Unfinished:
+            how = "unfinished"
         self.store.close()
-        return "completed" if good else "failed"
+        return how
 
     def point(self, wait=None):
         """The end of a turn. Everything that touches the lab comes through here."""
@@ -121,9 +119,9 @@ class Cluster:
         self.free = [f"node{n}" for n in range(nodes) for _ in range(slots)]
         self.pids, self.order, self.numbers = itertools.count(10_000), itertools.count(), itertools.count(1)
         self.running = None
-        self.alive, self.writers, self.events = {}, {}, []
+        self.alive, self.events = {}, []
         self.count = Counter()  # what was inflicted, and what became of jobs
-        self.started, self.slept = set(), set()  # keys of readings and states; jobs that were cut off
+        self.started, self.slept = set(), set()  # keys of readings and states; writers that were cut off
 
     def fate(self):
         throw = self.chance.random()
@@ -195,6 +193,7 @@ class Cluster:
         if self.alive.pop(job.pid, None) is None:
             return
         self.free.append(job.node)
+        job.store = None  # all that it knew of the lab
         if job.counts:
             task = job.task
             if how in ("unfinished", "requeue"):
@@ -245,7 +244,7 @@ class Cluster:
                     self.launch(Job(self, job.task, node, next(self.numbers), 0, counts=False))
             case "cut off, requeued, awake again":
                 job.asleep, job.counts = True, False
-                self.slept.add(job)
+                self.slept |= {job.store.writer} if job.store is not None else set()
                 self.queue.append((job.task, job.number, job.restart + 1))
                 self.at(NAP_S, self.wake, job)
         self.at(0, self.start)

@@ -199,6 +199,14 @@ def test_parts_are_balanced_and_keep_the_order(sizes, width):
     assert all(sum(len(node.measures) for node in some) <= share + max(sizes) for some in found)
 
 
+def test_a_teacher_is_made_before_its_pupil_and_stays_with_it():
+    teacher = SUBJECTS[1] >> TestTrains(seed=1)
+    pupil = SUBJECTS[0] >> TestLikened(teacher=teacher)
+    first, second, last = tasks([Reading(trial=pupil, measure=TestNorms())], lab(), 1)
+    assert [first.makes.key, second.makes.key, last.makes] == [teacher.key, pupil.key, None]
+    assert (second.after, last.after) == ({0}, {0, 1})
+
+
 def test_with_everything_in_the_lab_there_is_no_task():
     readings = [Reading(trial=SUBJECTS[0] >> TestTrains(), measure=TestNorms())]
     assert tasks(readings, lab([readings[0].key]), 3) == [] and arrays([]) == []

@@ -226,6 +226,19 @@ def test_the_lowest_number_goes_first_and_a_death_in_between_blocks_nobody(tmp_p
     assert names(tmp_path) == []
 
 
+def test_who_finds_a_higher_number_held_takes_its_own_back(tmp_path):
+    """The owner of number 1 has begun to let go of number 0; who comes now waits, and leaves nothing in the way."""
+    run(lambda: lease(tmp_path, "dead").take(KEY))
+    owner, some = lease(tmp_path, "owner"), lease(tmp_path, "a")
+    assert owner.take(KEY)
+    (tmp_path / "leases" / f"{KEY}.0").unlink()
+    assert not some.take(KEY)
+    owner.check(KEY)
+    assert names(tmp_path) == [f"{KEY}.1"]
+    owner.let_go(KEY)
+    assert some.take(KEY) and names(tmp_path) == [f"{KEY}.0"]
+
+
 def test_what_a_watcher_saw_dead_may_have_been_followed_finished_and_begun_anew(tmp_path, monkeypatch):
     """The slow watcher sees a dead owner; before it follows, another one has followed, let go, and a third has begun anew."""
     run(lambda: lease(tmp_path, "dead").take(KEY))
