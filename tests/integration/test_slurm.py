@@ -200,9 +200,7 @@ def test_two_processes_of_a_job_train_together(place, cluster, alone, fault, sha
     }
     rows = [row for row in Store(lab).rows() if "nll" in row]
     assert rows and all(row["nll"] == pytest.approx(there[row["reading"], row["item"]], rel=0.01) for row in rows)
-    fault(
-        "training on two processes", f"sharded = {sharded}, as two tasks of a SLURM job", "the same readings, to 1 %"
-    )
+    fault("training on two processes", f"sharded = {sharded}, as two tasks of a SLURM job", "the same readings, to 1 %")
 
 
 def test_what_fails_takes_its_own_along_and_nothing_else(place, cluster):
