@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import dropwhile, islice
@@ -272,15 +272,14 @@ class Store(States):
     def writer(self) -> str:
         return self._segment.writer
 
-    def claim(self, key: str) -> bool:
-        """Whether this process may make this reading or state now. If so, all that others have written is known by then,
-        so that the caller looks whether it still has to be made."""
-        if self._released.pop(key, None) is not None or self._leases.holds(key):
-            return True
-        if not self._leases.take(key):
-            return False
-        self.refresh()
-        return True
+    def claim(self, keys: Sequence[str]) -> list[str]:
+        """Those of these readings or states that this process may make now. All that others have written is known by then,
+        so that the caller looks whether they still have to be made."""
+        mine = [key for key in keys if self._released.pop(key, None) is not None or self._leases.holds(key)]
+        new = [key for key in keys if key not in mine and self._leases.take(key)]
+        if new:
+            self.refresh()
+        return [key for key in keys if key in mine or key in new]
 
     def is_free(self, key: str) -> bool:
         """Whether nobody else who is alive is at work on a reading or state."""

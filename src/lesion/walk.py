@@ -189,7 +189,7 @@ class Walk:
             if not step.keeps or not self.leads:
                 bench.apply(step)
                 continue
-            if not self.store.claim(key):
+            if not self.store.claim([key]):
                 raise Busy(key)
             try:
                 if self.store.state_folder(key):  # somebody else was faster
@@ -215,8 +215,7 @@ class Walk:
                         raise WrongInput(str(error)) from error
 
     def _visit(self, node: Node, bench: Bench) -> list[Node]:
-        claimed = [reading for reading in node.measures if self._may_take(reading)]
-        for reading in claimed:
+        for reading in self._ours(node.measures):
             self._try(reading, node.measures[reading], bench.specimen, bench)
         kept = []
         for child in node.children.values():
@@ -225,7 +224,7 @@ class Walk:
             if child.step.keeps:
                 kept.append(child)
                 continue
-            if not child.children and not [reading for reading in child.measures if self._may_take(reading)]:
+            if not child.children and not self._ours(child.measures):
                 continue  # nothing is left to do there
             self.tell("step", step=child.step)
             entered = False
@@ -242,20 +241,22 @@ class Walk:
                     self.store.release(reading)
         return kept
 
-    def _may_take(self, reading: str) -> bool:
-        """Whether a reading is ours to take now: nobody else is at it, and nobody has taken it in the meantime."""
-        if not self.store.claim(reading):
-            self._busy.add(reading)
-            return False
-        if reading in self._settled or self._next_take(reading) is None:
-            self._settled.add(reading)
-            self.store.release(reading)
-            return False
-        return True
+    def _ours(self, readings: Iterable[str]) -> list[str]:
+        """Those of these readings that are ours to take now: nobody else is at them, and nobody has taken them meanwhile."""
+        asked, ours = list(readings), []
+        claimed = self.store.claim(asked)
+        self._busy.update(reading for reading in asked if reading not in claimed)
+        for reading in claimed:
+            if reading in self._settled or self._next_take(reading) is None:
+                self._settled.add(reading)
+                self.store.release(reading)
+            else:
+                ours.append(reading)
+        return ours
 
     def _try(self, reading: str, measure: Measure, specimen: Specimen, bench: Bench | None = None) -> None:
         """Takes a reading that is ours, or records why it cannot be taken. Either way the model must be what it was."""
-        if not self._may_take(reading):
+        if not self._ours([reading]):
             return
         try:
             self._read(reading, measure, specimen, bench)
