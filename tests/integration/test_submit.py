@@ -12,6 +12,7 @@ from hubserver import Server, child
 from lesion import pool
 from lesion.cli import run
 from lesion.store import Store
+from lesion.subjects import Scratch
 from lesion.submission import submissions
 
 DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value embedding --repeats 1 --prompts 4"
@@ -201,3 +202,47 @@ def test_a_plan_of_the_greatest_needs_their_configuration_only(tmp_path):
             assert found["does"]["parameters"] == pytest.approx(parameters, rel=0.002)
             assert all(word in said for word in ("memory ", "time ", "disk ", "jobs ")), said
     assert not (tmp_path / "lab").exists()
+
+
+OFFLINE = """
+import io, contextlib
+from lesion.cli import run
+
+def act(what, fields):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(fields["command"])
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+"""
+
+
+def test_what_was_fetched_is_enough_for_a_node_without_internet(tmp_path):
+    specimen = Scratch(seed=1).load()
+    specimen.model.save_pretrained(tmp_path / "model")
+    specimen.tokenizer.save_pretrained(tmp_path / "model")
+    study = [
+        "degrade",
+        "--subject",
+        "org/tiny",
+        "--doses",
+        "0",
+        "0.5",
+        "--site",
+        "mlp",
+        "--repeats",
+        "1",
+        "--documents",
+        "2",
+    ]
+    study += ["--tokens", "32", "--measures", "perplexity", "--lab", str(tmp_path / "lab")]
+    with closing(Server()) as server:
+        server.add("org/tiny", tmp_path / "model")
+        refused, *_ = child(
+            OFFLINE, tmp_path, server.url, [("run", {"command": ["run", *study, *QUIET]})], HF_HUB_OFFLINE="1"
+        )
+        assert refused["does"]["code"] == 2 and "HF_HUB_OFFLINE is set" in refused["does"]["err"], refused
+        (found,) = child(OFFLINE, tmp_path, server.url, [("fetch", {"command": ["fetch", *study]})])
+        assert found["does"]["code"] == 0 and "hub: " in found["does"]["out"], found
+    (found,) = child(OFFLINE, tmp_path, server.url, [("run", {"command": ["run", *study, *QUIET]})], HF_HUB_OFFLINE="1")
+    assert found["does"]["code"] == 0, found
+    assert len(Store(tmp_path / "lab").index.seals) == 2
