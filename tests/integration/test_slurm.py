@@ -15,10 +15,7 @@ import slurm
 from lesion.cli import run
 from lesion.store import Store
 
-pytestmark = [
-    pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing()),
-    pytest.mark.xdist_group("slurm"),
-]
+pytestmark = pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
 DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value embedding --repeats 2 --prompts 6"
 DEGRADE += " --new-tokens 8 --documents 4 --tokens 48"
 MODERN = "modern-lm --tier smoke --repeats 2 --steps 200"
@@ -102,12 +99,13 @@ def submitted(place, cluster, alone):
         "modern": submit(place, "modern", MODERN),
     }
     slurm._until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved", 240)
+    begun = logs(place / "long").count("\ntask 0: make")
     lost = {job for job, state in cluster.queue().items() if state == "RUNNING"}
     assert lost
     cluster.lose_node()
     time.sleep(1)
     cluster.start("slurmd", "-D")
-    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") == 2, "it goes on after the power cut", 240)
+    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") > begun, "it goes on after the power cut", 240)
     cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     return said, lost
 
@@ -176,7 +174,6 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
     cluster.until_idle(480)
     said = lesion("status", "--lab", str(lab))
     assert "cancelled" in said and "lesion resubmit" in said
-    assert "== " in lesion("logs", "--lab", str(lab))
     assert "submitted degrade-" in lesion("resubmit", "--lab", str(lab))
     cluster.until_idle(480)
     assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
