@@ -217,12 +217,19 @@ def shared(made: argparse._ActionsContainer, command: str) -> None:
 def jobs(made: argparse._ActionsContainer, command: str) -> None:
     """Options of what is submitted."""
     again = command == "resubmit"
+
+    def default(otherwise: str) -> str:
+        return "(default: as before)" if again else f"(default: {otherwise})"
+
+    where = default("slurm") if again else "(needed for slurm)"
+    made.add_argument("--profile", type=Path, metavar="FILE", help=f"what a job is given: docs/cluster.md {where}")
     made.add_argument(
-        "--profile", type=Path, metavar="FILE", help="what a job is given (docs/cluster.md); needed for slurm"
+        "--on", choices=("slurm", "local"), default=None if again else "slurm", help=f"where {default('slurm')}"
     )
-    made.add_argument("--on", choices=("slurm", "local"), default=None if again else "slurm", help="default: slurm")
-    made.add_argument("--workers", type=_positive, metavar="N", help="processes at a time, of local (default: 1)")
-    made.add_argument("--device", metavar="NAME", help="default: cuda where the profile gives GPUs, else cpu")
+    many = f"processes at a time, on this machine {default('1')}"
+    made.add_argument("--workers", type=_positive, metavar="N", help=many)
+    devices = f"cpu, cuda, mps {default('cuda where the profile gives GPUs, else cpu')}"
+    made.add_argument("--device", metavar="NAME", help=devices)
     made.add_argument("--dry-run", action="store_true", help="print the tree and every job script, and submit nothing")
 
 
@@ -286,7 +293,7 @@ def in_words(error: ValueError, spec: type[Study] | None = None) -> str:
         if part["loc"] and spec is not None and part["loc"][0] in spec.model_fields:
             where = f"--{part['loc'][0].replace('_', '-')}"
         what = part["msg"].removeprefix("Input ").removeprefix("Value error, ").split(", unable to parse")[0]
-        came = f", not {part['input']!r}" if where else ""
+        came = f", not {part['input']!r}" if where and part["type"] != "missing" else ""
         said.append(f"{where} {what}{came}".strip())
     return "; ".join(dict.fromkeys(said))
 

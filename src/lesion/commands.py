@@ -217,7 +217,7 @@ def _existing(options: argparse.Namespace) -> Store:
 
     store = Store(options.lab)
     if not store.log.is_dir() and not (store.root / "jobs").is_dir():
-        raise ValueError(f"no lab at {options.lab}: `lesion run` makes one; name another with --lab")
+        raise ValueError(f"no lab at {options.lab}: `lesion run` and `lesion submit` make one; name another with --lab")
     return store
 
 

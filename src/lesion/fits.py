@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lesion.estimates import duration, memory, parameters, sizes_of, training
+from lesion.estimates import PROCESS_BYTES, duration, memory, parameters, sizes_of, training
 from lesion.fit import Training
 from lesion.jobs import Task, trials_of
 from lesion.plan import ROW_BYTES, kept_of, size_of, span, state_bytes
@@ -19,6 +19,7 @@ from lesion.store import Store
 from lesion.trial import Reading
 
 GB = 2**30
+START_S = 10  # of a process, with all it imports
 CHECKPOINTS = 3  # that a training has on disk at the most, while one is being written: weights and Adam's states
 
 
@@ -49,7 +50,7 @@ def _check_readings(tasks: Sequence[Task], store: Store, profile: Profile) -> st
     sizes = sizes_of([r for task in reading for r in task.readings])
     times = [duration(task.readings, sizes, store)[0] for task in reading]
     longest = max((seconds for seconds in times if seconds is not None), default=None)
-    said = "an unknown time" if longest is None else f"about {span(longest)} on a processor like this"
+    said = "an unknown time" if longest is None else f"about {span(START_S + longest)} on a processor like this"
     if longest is not None and not how.gpus:
         _check_time("the longest job that reads", longest / how.cpus * (os.cpu_count() or 1), how.time, profile)
     return f"reading: {len(reading)} jobs, the largest about {size_of(most.total)} of {how.memory:g} GB and {said}"
@@ -61,7 +62,8 @@ def _check_trainings(runs: Sequence[Task], profile: Profile) -> str:
     costs = [training(t.makes.subject, t.makes.steps[-1], world, how.sharded) for t in runs if t.makes is not None]
     most, longest = max(cost[2] for cost in costs), max(cost[1] for cost in costs)
     if how.gpus:  # the machine itself holds what is loaded and what is saved
-        node = 8.0 * max(parameters(t.makes.subject) for t in runs if t.makes is not None) * how.processes
+        most_parameters = max(parameters(t.makes.subject) for t in runs if t.makes is not None)
+        node = (PROCESS_BYTES + 8.0 * most_parameters) * how.processes
         _check_memory("the largest training", node, how.memory, None)
         if how.gpu_memory is not None and most > how.gpu_memory * GB:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
     check([reading for task in found for reading in task.readings])
     for line in check_fits(found, store, profile):
         say(line)
+    if not local and (not options.dry_run or shutil.which("sbatch")):
+        from lesion.slurm import check_cluster
+
+        assert profile is not None
+        check_cluster(profile, options.lab.resolve())
     if options.dry_run:
         for number, text in enumerate(
             _scripts(store, asked, profile, made) if profile is not None and not local else [], 1
@@ -87,11 +93,6 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
             say(f"\n── script of JOB{number}", style="bold")
             print(text)
         return OK
-    if not local:
-        from lesion.slurm import Slurm, check_cluster
-
-        assert profile is not None
-        check_cluster(profile, options.lab.resolve())
     how = {"workers": options.workers, "device": options.device}
     submission = Submission.write(store, asked, found, "local" if local else "slurm", how)
     if profile is not None:
@@ -101,6 +102,8 @@ def _submit(options: argparse.Namespace, asked: Study) -> int:
 
         start(submission, options.workers or 1, _gpus(options.device), profile)
     else:
+        from lesion.slurm import Slurm
+
         assert profile is not None
         jobs = Slurm(submission, profile).submit(made)
         say(f"jobs {', '.join(dict.fromkeys(job.split('_')[0] for job in jobs.values()))}")
@@ -160,8 +163,15 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
     """What has become of each submission: the store's word on what is done, the scheduler's on what still runs."""
     from lesion.submission import submissions
 
-    for submission in submissions(store.root):
+    for submission in (all_of_them := submissions(store.root)):
+        newer = [
+            s.name for s in all_of_them if s.folder.parent == submission.folder.parent and s.name > submission.name
+        ]
+        if newer and verbosity != "verbose":
+            say(f"{submission.name}: submitted again as {newer[-1]}")
+            continue
         states, jobs = _states(submission), submission.jobs
+        store.refresh()  # a job that is over by now has written before
         if states is None:
             say(f"{submission.name}: no scheduler answers here, so what still runs is not known")
             states = dict.fromkeys(jobs.values(), "UNKNOWN")
@@ -174,13 +184,13 @@ def status_of_jobs(store: Store, verbosity: str) -> None:
         odd = [work for work in submission.works if words[work.number] != "done" or verbosity == "verbose"]
         for work in odd if verbosity == "verbose" else odd[:LISTED]:
             job = jobs.get(work.number, "no job")
-            style = "red" if words[work.number].startswith(("failed", "lost")) else ""
+            style = "red" if words[work.number].startswith(("failed", "lost", "ended")) else ""
             say(f"  {job:<10} {words[work.number]:<28} {work.said}", style=style)
             for error in dict.fromkeys(work.failures(store)):
                 say(f"  {'':<10} {error}", style="red")
         if len(odd) > LISTED and verbosity != "verbose":
             say(f"  … {len(odd) - LISTED} tasks more: --verbosity verbose lists them")
-        if any(word.startswith(("failed", "lost", "cancelled")) for word in words.values()):
+        if any(word.startswith(("failed", "lost", "cancelled", "ended")) for word in words.values()):
             say(f"  `lesion logs JOB` shows why, `lesion resubmit {submission.name}` submits what is missing")
 
 
@@ -204,6 +214,8 @@ def _word(work: Work, store: Store, state: str | None) -> str:
             return f"failed{share}"
         case "":
             return f"lost{share}"  # neither done nor known to the scheduler
+        case "COMPLETED":
+            return f"ended, and not done{share}"
         case other:
             return f"failed, {other.lower()}{share}"
 
@@ -232,7 +244,8 @@ def logs(options: argparse.Namespace, rest: list[str]) -> int:
 
     store = _existing(options)
     found: list[Path] = []
-    for submission in submissions(store.root):
+    last = {s.folder.parent: s for s in submissions(store.root)}
+    for submission in submissions(store.root) if options.job else last.values():
         jobs = submission.jobs
         for work in submission.works:
             job = jobs.get(work.number, "")
@@ -240,7 +253,9 @@ def logs(options: argparse.Namespace, rest: list[str]) -> int:
             if named and job:
                 found += sorted(submission.folder.glob(f"{job}_*_log.out"))
     if not found:
-        raise ValueError(f"no log of job {options.job}" if options.job else "no job has a log that is not done")
+        if options.job:
+            raise ValueError(f"no log of job {options.job}; `lesion status --verbosity verbose` lists jobs")
+        say("every job that has begun is done")
     for path in found:
         say(f"== {path}", style="bold")
         text = path.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
@@ -253,7 +268,7 @@ def fetch(options: argparse.Namespace, rest: list[str]) -> int:
     asked = parse_study(options, rest)
     from lesion.fits import fetch as bring
 
-    for line in bring(asked.readings()):
+    for line in dict.fromkeys(bring(asked.readings())):
         say(line)
     return OK
 

@@ -45,7 +45,9 @@ def plan(readings: Sequence[Reading], store: Store, force: bool = False) -> dict
     states = f", {len(kept)} kept states of {size_of(state_bytes(kept))} in all" if kept else ""
     lines["disk"] = f"{size_of(rows * ROW_BYTES)} of readings{states}"
     made = tasks(missing, store, 16)
-    lines["jobs"] = f"{len(made)} in {len(arrays(made))} arrays, the readings of a model cut into 16 (`lesion submit`)"
+    lines["jobs"] = (
+        f"{len(made)} in {len(arrays(made))} arrays, where a profile cuts the readings of a model into 16 (`array`)"
+    )
     return lines
 
 

@@ -54,7 +54,7 @@ class Resources(BaseModel):
             return value
         match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", value)
         if match is None:
-            raise ValueError(f'expected minutes, "H:MM:SS" or "D-HH:MM:SS", not {value!r}')
+            raise ValueError('expected a number of minutes, "H:MM:SS" or "D-HH:MM:SS"')
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (seconds > 0)
 
@@ -63,7 +63,9 @@ class Profile(Resources):
     """A cluster, as a user sees it."""
 
     training: dict[str, Any] = Field(default={}, description="what differs for jobs that train")
-    setup: tuple[str, ...] = Field(default=(), description="shell lines before the work, such as module load …")
+    setup: tuple[str, ...] = Field(
+        default=(), description="shell commands before the work, such as module load …; one that fails ends the job"
+    )
     array: int = Field(default=16, ge=1, description="most jobs into which the readings of one model are cut")
     parallel: int = Field(default=16, ge=1, description="jobs of an array that run at the same time")
     notice: int = Field(
@@ -72,6 +74,13 @@ class Profile(Resources):
     requeues: int = Field(default=100, ge=0, description="how often a job may go on after its time is over")
     internet: bool = Field(default=False, description="whether the nodes reach the hubs of models and data")
     options: dict[str, str | int | bool] = Field(default={}, description="further options of sbatch")
+
+    @field_validator("setup", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError('expected a list of shell commands, such as ["module load cuda"]')
+        return value
 
     @field_validator("setup")
     @classmethod
@@ -83,7 +92,13 @@ class Profile(Resources):
 
     @model_validator(mode="after")
     def _training_is_right(self) -> Profile:
-        self.of(True)
+        try:
+            self.of(True)
+        except ValidationError as error:
+            from lesion.cli import in_words
+
+            known = ", ".join(Resources.model_fields)
+            raise ValueError(f"[training]: {in_words(error)} (there its entries are: {known})") from None
         if self.processes > 1 or self.nodes > 1:
             raise ValueError("only training runs on several processes or nodes: set them in [training]")
         return self

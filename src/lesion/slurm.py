@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,11 @@ class Supervised:
             if job.global_rank == 0:
                 subprocess.run(["scontrol", "requeue", job.raw_job_id], check=True, timeout=60)
             time.sleep(300)  # the scheduler ends this process
+        if code == UNFINISHED:
+            raise RuntimeError("it was asked to end; what was read stays")
         if code:
             raise RuntimeError(f"exit code {code}; its log says why")
-        return f"task {self.task} is done"
+        return f"task {self.task} has ended"
 
     def checkpoint(self) -> Any:
         """Called by submitit when the time is nearly over, inside of `__call__`: ends the work at its next boundary. What has
@@ -80,18 +83,23 @@ class Supervised:
         from submitit.helpers import DelayedSubmission
 
         end = time.monotonic() + max(1, self.notice - MARGIN_S)
-        # not Popen.poll: it gives no answer while it interrupts itself, as it does here
-        while (
-            time.monotonic() < end
-            and _child
-            and os.waitid(os.P_PID, _child[-1].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        ):
-            os.kill(_child[-1].pid, signal.SIGUSR1)
+        while time.monotonic() < end and _child and _is_alive(_child[-1].pid):
+            with suppress(ProcessLookupError):
+                os.kill(_child[-1].pid, signal.SIGUSR1)
             time.sleep(0.2)
         return DelayedSubmission(self)
 
 
 _child: list[subprocess.Popen[bytes]] = []
+
+
+def _is_alive(pid: int) -> bool:
+    """Of our child. Not Popen.poll, which gives no answer while it interrupts itself, as it does where a signal is handled; and
+    nothing is raised here, since that would come out inside of Popen.wait, which takes it for the child's success."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:  # it has ended, and was waited for just now
+        return False
 
 
 def _is_running(job: str) -> bool:
@@ -161,7 +169,7 @@ class Slurm:
             array_parallelism=profile.parallel,
             signal_delay_s=profile.notice,
             stderr_to_stdout=True,
-            setup=[*([] if profile.internet else [OFFLINE]), *profile.setup],
+            setup=[*([] if profile.internet else [OFFLINE]), *(f"{line} || exit 1" for line in profile.setup)],
             additional_parameters=options,
             srun_args=["--cpus-per-task", str(how.cpus)],
             **({"gpus_per_node": how.gpus} if how.gpus else {}),
@@ -190,6 +198,8 @@ def check_cluster(profile: Profile, folder: Path) -> None:
     """Asks the scheduler whether it would take such jobs at all. Raises ValueError with its answer."""
     if shutil.which("sbatch") is None:
         raise ValueError("no sbatch on this machine: submit from a cluster's login node, or with --on local")
+    if states(["0"]) is None:
+        raise ValueError("no scheduler answers here: squeue fails")
     if odd := re.search(r"[%\n\\\"']", str(folder)):
         raise ValueError(
             f"SLURM cannot write logs into a folder whose path has {odd[0]!r}: {folder}; choose another --lab"

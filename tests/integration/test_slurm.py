@@ -218,6 +218,7 @@ def test_what_the_scheduler_would_not_take_is_refused_before_anything_is_written
         ("gpus = 2", "SLURM refuses a job that reads"),
         ('setup = ["export HF_TOKEN=abc"]', "job scripts can be read"),
         ("cores = 4", "cores Extra inputs are not permitted"),
+        ('setup = "module load x"', "expected a list of shell commands"),
     ):
         key = change.split(" = ")[0]
         kept = [line for line in PROFILE.splitlines() if not line.startswith(f"{key} ")]
@@ -232,3 +233,12 @@ def test_a_dry_run_prints_the_tree_and_the_scripts_and_submits_nothing(place, cl
     told = lesion("submit", *MODERN.split(), "--lab", str(lab), "--profile", str(place / "short.toml"), "--dry-run")
     assert "#SBATCH --array=0-1%2" in told and "#SBATCH --time=1\n" in told and "--dependency=aftercorr:JOB1" in told
     assert not lab.exists()
+
+
+def test_a_setup_line_that_fails_ends_the_job(place, cluster):
+    lab = place / "unset"
+    (place / "unset.toml").write_text(PROFILE + 'setup = ["source /nowhere/activate"]\n')
+    submit(place, lab.name, DEGRADE, "unset.toml")
+    cluster.until_idle(480)
+    assert not Store(lab).index.seals, "nothing runs in an environment that is another than was asked for"
+    assert "failed" in lesion("status", "--lab", str(lab)) and "/nowhere/activate" in lesion("logs", "--lab", str(lab))
