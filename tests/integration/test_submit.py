@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 
@@ -119,6 +121,17 @@ def test_a_job_of_another_version_of_the_study_is_refused(tmp_path, capfd, fault
     assert "are not what the study asks for now" in capfd.readouterr().err
     assert b"".join(Store(lab).canonical()) == before
     fault("requeued job with stale arguments", "the study's options changed since", "refused by name")
+
+
+def test_a_signal_just_after_the_work_has_ended_is_not_taken_for_its_success(monkeypatch):
+    """The handler runs inside of the wait for the work: what it raised there would count as the exit code 0."""
+    from lesion import slurm
+
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(75)"])
+    assert child.wait() == 75
+    monkeypatch.setattr(slurm, "_child", [child])
+    again = slurm.Supervised("folder", 0, False, 1, 20)
+    assert again.checkpoint().function is again
 
 
 WRONG = [
