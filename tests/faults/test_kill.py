@@ -68,7 +68,7 @@ def test_twice_the_same(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_killed_at_a_random_moment_and_finished_by_the_same_command(uninterrupted, tmp_path, seed):
+def test_killed_at_a_random_moment_and_finished_by_the_same_command(uninterrupted, tmp_path, seed, fault):
     whole, duration = uninterrupted
     path, chance = tmp_path / "lab", random.Random(seed)
     pid = child(path, pause=0.002)
@@ -79,9 +79,10 @@ def test_killed_at_a_random_moment_and_finished_by_the_same_command(uninterrupte
     assert len(before) <= len(whole)
     finish(path)
     assert b"".join(Store(path).canonical()) == whole
+    fault("kill -9 at a random moment", "of a study", "finished, byte-identical")
 
 
-def test_killed_again_and_again(uninterrupted, tmp_path):
+def test_killed_again_and_again(uninterrupted, tmp_path, fault):
     whole, duration = uninterrupted
     path, chance = tmp_path / "lab", random.Random(0)
     for _ in range(8):
@@ -91,15 +92,18 @@ def test_killed_again_and_again(uninterrupted, tmp_path):
         os.waitpid(pid, 0)
     finish(path)
     assert b"".join(Store(path).canonical()) == whole
+    fault("kill -9 at a random moment", "again and again", "finished, byte-identical", 8)
 
 
-def test_a_segment_cut_at_any_byte_is_finished_by_the_same_command(uninterrupted, tmp_path):
+def test_a_segment_cut_at_any_byte_is_finished_by_the_same_command(uninterrupted, tmp_path, fault):
     finish(tmp_path / "whole")
     (source,) = (tmp_path / "whole" / "log").glob("*.jsonl")
     text, chance = source.read_bytes(), random.Random(1)
-    for number in range(6):
+    inside = text.rindex(b"\xef\xbf\xbd") + 1  # of a character of three bytes
+    for number, end in enumerate([inside, *(chance.randrange(len(text)) for _ in range(5))]):
         path = tmp_path / f"cut{number}"
         (path / "log").mkdir(parents=True)
-        (path / "log" / source.name).write_bytes(text[: chance.randrange(len(text))])
+        (path / "log" / source.name).write_bytes(text[:end])
         finish(path)
         assert b"".join(Store(path).canonical()) == uninterrupted[0]
+    fault("torn last row", "cut inside of a character, and at random bytes", "finished, byte-identical", 6)

@@ -413,7 +413,7 @@ def test_wrong_words(lesion):
         (["status", "--zap"], "no option --zap; there are: --help, --lab, --verbosity"),
         (["status", "zap"], "does not know what to do with 'zap'"),
         (["show"], "arguments are required: KEY"),
-        (["status"], "no lab at lab: `lesion run` makes one"),
+        (["status"], "no lab at lab: `lesion run` and `lesion submit` make one"),
         (["export", "rows", "out"], "no lab at lab"),
     ):
         said = lesion(*words)
