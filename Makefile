@@ -14,10 +14,10 @@ demo: setup
 	  --measures perplexity displacement generation prose
 
 test: setup check
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -v tests
 
 faults: setup
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -v tests/faults tests/integration/test_slurm.py tests/oracles/test_ranks.py
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -v tests/faults tests/integration/test_slurm.py tests/integration/test_submit.py
 
 unit: setup
 	$(VENV)/bin/python -m pytest tests/unit

@@ -1,4 +1,4 @@
-"""The fault table: every test of this folder says which fault it put in, how, how often, and what came of it.
+"""The fault table: tests that put a fault in say which, how, how often, and what came of it.
 
     make faults        runs them all and prints the table
 
@@ -22,7 +22,7 @@ def fault(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Prints the table where it was asked for: pytest -v, as `make faults` does."""
+    """Prints the table where it was asked for: pytest -v, as `make test` and `make faults` do."""
     found: Counter[tuple[str, str, str]] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties if report.when == "call" else ():
