@@ -51,7 +51,7 @@ def test_with_and_without_the_head_it_is_the_models_own_loss(family):
     st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=1, max_size=12), st.integers(1, 6), st.integers(0, 3)
 )
 def test_packing_keeps_every_token_in_its_place(documents, length, seed):
-    stream = [t for d in documents for t in (*d, 0)]
+    stream = [t for d in documents if d for t in (*d, 0)]  # an empty one would teach to end at once
     if len(stream) <= length:
         with pytest.raises(ValueError, match="make no row"):
             pack(documents, 0, length, seed)
