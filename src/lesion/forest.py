@@ -40,19 +40,24 @@ def forest(readings: Iterable[Reading]) -> list[Node]:
     return list(roots.values())
 
 
+def quotes(reading: Reading) -> Iterator[Reading | Trial]:
+    """What the steps and the measure of a reading hold as fields, and what the steps of those trials hold, at any depth."""
+
+    def look(parts: Iterable[Step | Measure]) -> Iterator[Reading | Trial]:
+        for part in parts:
+            for quote in part.quotes():
+                if isinstance(quote, Reading):
+                    yield quote
+                elif isinstance(quote, Trial):
+                    yield quote
+                    yield from look(quote.steps)
+
+    yield from look((*reading.trial.steps, reading.measure))
+
+
 def quoted(reading: Reading) -> list[Reading]:
     """Readings that this one holds as fields of its steps or its measure, and that must be taken before it."""
-    found: dict[str, Reading] = {}
-
-    def look(parts: Iterable[Step | Measure]) -> None:
-        for quote in (quote for part in parts for quote in part.quotes()):
-            if isinstance(quote, Reading):
-                found[quote.key] = quote
-            elif isinstance(quote, Trial):
-                look(quote.steps)
-
-    look((*reading.trial.steps, reading.measure))
-    return list(found.values())
+    return list({quote.key: quote for quote in quotes(reading) if isinstance(quote, Reading)}.values())
 
 
 def in_order(readings: Iterable[Reading]) -> list[list[Reading]]:

@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from lesion.forest import Node, forest, in_order, quoted
+from lesion.forest import Node, forest, in_order, quoted, quotes
 from lesion.store import Store
-from lesion.trial import Measure, Reading, Step, Trial
+from lesion.trial import Reading, Trial
 
 SHORT = 24  # letters of a field's value that are shown
 LARGEST = 1000  # elements of an array, SLURM's own bound
@@ -81,16 +81,8 @@ def kept_states(trial: Trial) -> Iterator[Trial]:
 
 def trials_of(reading: Reading) -> list[Trial]:
     """The trials that a reading needs on the bench: its own, and those that it or a step on the way compares with."""
-    found = {reading.trial.key: reading.trial}
-
-    def look(parts: Iterable[Step | Measure]) -> None:
-        for quote in (quote for part in parts for quote in part.quotes()):
-            if isinstance(quote, Trial) and quote.key not in found:
-                found[quote.key] = quote
-                look(quote.steps)
-
-    look((*reading.trial.steps, reading.measure))
-    return list(found.values())
+    needed = (reading.trial, *(quote for quote in quotes(reading) if isinstance(quote, Trial)))
+    return list({trial.key: trial for trial in needed}.values())
 
 
 def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
@@ -120,32 +112,32 @@ def tasks(readings: Sequence[Reading], store: Store, width: int) -> list[Task]:
         there = [number for number, kept in enumerate(on_the_way, 1) if store.state_folder(kept.key) is not None]
         for kept in on_the_way[max(there, default=0) :]:  # those before it are needed no more
             if kept.key not in made:
-                quotes = {q.pin().key for step in kept.steps for q in step.quotes() if isinstance(q, Reading)}
+                asked = {q.pin().key for step in kept.steps for q in step.quotes() if isinstance(q, Reading)}
                 compared = [make(q) for step in kept.steps for q in step.quotes() if isinstance(q, Trial)]
-                after = last.union({who[q] for q in quotes if q in who}, *compared)
+                after = last.union({who[q] for q in asked if q in who}, *compared)
                 made[kept.key] = task = add(Task(len(found), makes=kept, after=after))
                 made_at = [made_level[number] for number in after if number in made_level]
-                made_level[task.number] = max([*made_at, *(level[q] + 1 for q in quotes if q in level)], default=0)
+                made_level[task.number] = max([*made_at, *(level[q] + 1 for q in asked if q in level)], default=0)
             last = frozenset({made[kept.key].number})
         return last
 
     for key, reading in missing.items():  # whatever is quoted was here before
-        quotes = [q.pin().key for q in quoted(reading)]
+        asked = [q.pin().key for q in quoted(reading)]
         here = place[key]
         for trial in trials_of(reading):
             if trial.key not in makers:
                 makers[trial.key] = make(trial)
         before = frozenset[int]().union(*(makers[trial.key] for trial in trials_of(reading)))
-        above = [level[q] + (place[q] != here) for q in quotes if q in level]
+        above = [level[q] + (place[q] != here) for q in asked if q in level]
         level[key] = max([*above, *(made_level[number] for number in before)], default=0)
         if (*here, level[key]) not in taken:
             taken[*here, level[key]] = add(Task(len(found)))
         task = taken[*here, level[key]]
         task.readings.append(reading)
         who[key] = task.number
-        others = {who[q] for q in quotes if q in who} - {task.number}
+        others = {who[q] for q in asked if q in who} - {task.number}
         waits[task.number] |= before | others
-        for q in quotes:
+        for q in asked:
             if q in who and who[q] != task.number:
                 found[who[q]].needed.add(q)
     for number, after in waits.items():

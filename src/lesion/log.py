@@ -29,7 +29,7 @@ from typing import Any
 
 import orjson
 
-from lesion.leases import host_word, is_gone, whoami
+from lesion.leases import ABANDONED_S, host_word, is_gone, whoami
 
 Record = dict[str, Any]
 
@@ -37,7 +37,6 @@ ROW, SEAL, STATE = b'{"is":"row","reading":"', b'{"is":"seal","reading":"', b'{"
 
 COMPACT_AT = 16  # closed segments, or compacted files of about one size, that are worth merging
 BATCH = 65536  # lines that are written at a time
-ABANDONED_S = 24 * 3600.0  # age at which the unfinished file of a killed process goes, and its empty segment
 SYNC_EVERY_S = 1.0  # a killed process loses nothing; a power cut loses at most this much
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from lesion.cli import UNFINISHED
 from lesion.jobs import Array
-from lesion.profiles import Profile
+from lesion.profiles import Profile, Resources
 from lesion.stopping import SIGNALS
 from lesion.submission import Submission
 
@@ -174,9 +174,14 @@ class Slurm:
             srun_args=["--cpus-per-task", str(how.cpus)],
             **({"gpus_per_node": how.gpus} if how.gpus else {}),
             **({"dependency": dependency} if dependency else {}),
-            **{k: v for k in ("partition", "account", "qos", "constraint") if (v := getattr(how, k)) is not None},
+            **_named(how),
         )
         return executor
+
+
+def _named(how: Resources) -> dict[str, str]:
+    """Where on the cluster a job goes, as far as the profile says."""
+    return {k: v for k in ("partition", "account", "qos", "constraint") if (v := getattr(how, k)) is not None}
 
 
 def _dependency(array: Array, arrays: Sequence[Array], jobs: dict[int, str]) -> str | None:
@@ -209,9 +214,7 @@ def check_cluster(profile: Profile, folder: Path) -> None:
         asked = ["--test-only", f"--time={how.time}", f"--mem={round(how.memory * 1024)}M", f"--nodes={how.nodes}"]
         asked += [f"--ntasks-per-node={how.processes}", f"--cpus-per-task={how.cpus}"]
         asked += [f"--gpus-per-node={how.gpus}"] * (how.gpus > 0)
-        asked += [
-            f"--{k}={v}" for k in ("partition", "account", "qos", "constraint") if (v := getattr(how, k)) is not None
-        ]
+        asked += [f"--{k}={v}" for k, v in _named(how).items()]
         asked += [f"--{k}" if v is True else f"--{k}={v}" for k, v in profile.options.items()]
         done = subprocess.run(
             ["sbatch", *asked, "--wrap", "true"], capture_output=True, text=True, timeout=120, check=False

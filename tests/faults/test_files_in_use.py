@@ -20,14 +20,6 @@ from words import TestNorms, TestShift, TestTrains
 UNTOUCHED = "finished, byte-identical"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    specimen = Scratch(seed=1).load()
-    specimen.model.save_pretrained(tmp_path / "model")
-    specimen.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def forked(work, *given):
     """Runs in a child of its own, which it may kill; returns the child's process id."""
     pid = os.fork()

@@ -134,21 +134,6 @@ STUDY += ["--documents", "1", "--tokens", "16", "--verbosity", "quiet"]
 ROOM = 200 * 2**10  # KiB of memory that all refusals together may take
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A tiny llama as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp("sound")
-    specimen = Scratch(seed=1).load()
-    specimen.model.save_pretrained(folder)
-    specimen.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "model")
-
-
 @pytest.fixture(autouse=True)
 def memory_is_not_exhausted():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,23 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from lesion.subjects import Directory, Scratch
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """A tiny llama as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp("sound")
-    specimen = Scratch(seed=1).load()
-    specimen.model.save_pretrained(folder)
-    specimen.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "model")
-
+from lesion.subjects import Directory
 
 # ---------------------------------------------------------------------- shards
 

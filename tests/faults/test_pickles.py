@@ -50,14 +50,6 @@ def zipped(path, data):
         file.writestr("archive/data.pkl", data)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    specimen = Scratch(seed=1).load()
-    specimen.model.save_pretrained(tmp_path / "model")
-    specimen.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def refused(folder, tmp_path, capsys):
     with pytest.raises(ValueError, match=str(folder)) as caught:
         Directory(path=str(folder)).pin().load()

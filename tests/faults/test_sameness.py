@@ -21,14 +21,6 @@ from words import CALLS, TestNorms, TestShift, TestTrains
 KEPT_APART = "another key; the old readings stay byte for byte, only the new are taken"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    specimen = Scratch(seed=1).load()
-    specimen.model.save_pretrained(tmp_path / "model")
-    specimen.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def edit(name, **fields):
     def change(folder):
         path = folder / name
