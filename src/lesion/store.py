@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesion import log
 from lesion.leases import Leases
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (ROW, STATE))
 _TAKE = _KEY.stop + len(b'","take":')
+T = TypeVar("T")
 AHEAD = 20_000  # rows at most that are brought along with those that are recalled
 TIMINGS = ("duration", "at", "writer")  # what two runs of the same command may differ in
 
@@ -57,11 +58,24 @@ class Seal:
     writer: str
 
 
-class Records(Mapping[str, Record]):
-    """Records by key, each parsed when it is asked for: a lab has more ledgers than anybody looks at."""
+class Lines(Mapping[str, T]):
+    """What lines of the log say, by key, each unfolded when it is asked for: a lab has more than anybody looks at."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, tuple[bytes, Path, int]] = {}
+        self._lines: dict[str, Any] = {}  # text and place, and what else tells lines of one key apart
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+class Records(Lines[Record]):
+    """Records by key."""
 
     def add(self, key: str, text: bytes, path: Path, number: int = 0) -> None:
         self._lines[key] = text, path, number
@@ -69,21 +83,9 @@ class Records(Mapping[str, Record]):
     def __getitem__(self, key: str) -> Record:
         return log.parse(*self._lines[key])
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._lines
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-
-class Seals(Mapping[str, Seal]):
-    """Seals by reading, those of the highest take, each unfolded when it is asked for."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, tuple[int, bytes, Path, int]] = {}
+class Seals(Lines[Seal]):
+    """Seals by reading, those of the highest take."""
 
     def add(self, key: str, take: int, text: bytes, path: Path, number: int = 0) -> None:
         if take > self.take(key):
@@ -91,20 +93,11 @@ class Seals(Mapping[str, Seal]):
 
     def take(self, key: str) -> int:
         """The take that counts; -1 where there is none."""
-        return self._lines[key][0] if key in self._lines else -1
+        return int(self._lines[key][0]) if key in self._lines else -1
 
     def __getitem__(self, key: str) -> Seal:
         record = log.parse(*self._lines[key][1:])
         return Seal(*(record[name] for name in Seal.__dataclass_fields__))
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._lines
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
 
 @dataclass
