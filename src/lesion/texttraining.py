@@ -41,6 +41,10 @@ class TextTraining(Training, Step):
         """What is done before the first step, with the documents that are trained on. Returns facts for the ledger."""
         return {}
 
+    def guidance(self, specimen: Specimen) -> dict[str, Any]:
+        """What else the loop is given: a teacher, what is done before each step."""
+        return {}
+
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         if specimen.model.config.is_encoder_decoder:
             raise ValueError("training on running text is defined for causal models, and this one is encoder-decoder")
@@ -48,10 +52,11 @@ class TextTraining(Training, Step):
         facts = self.prepare(specimen, documents[self.skip :])
         data = packed(specimen, documents[self.skip :], self)
         held = packed(specimen, documents[: self.skip], self) if self.skip and self.eval_every else None
+        more = {"held_out": held, "tell": specimen.tell, **self.guidance(specimen)}
         if specimen.place is not None:
-            return facts | fit(specimen.model, data, self, folder=specimen.place, held_out=held, tell=specimen.tell)
+            return facts | fit(specimen.model, data, self, folder=specimen.place, **more)
         with tempfile.TemporaryDirectory() as folder:  # nobody will come back to it
-            return facts | fit(specimen.model, data, self, folder=Path(folder), held_out=held, tell=specimen.tell)
+            return facts | fit(specimen.model, data, self, folder=Path(folder), **more)
 
 
 def packed(specimen: Specimen, documents: Sequence[Document], how: Training) -> Packed:
