@@ -126,4 +126,6 @@ def spoken(specimen: Specimen, asking: Any, question: str) -> tuple[tuple[int, .
     end = start + len(words)
     spans = zip(coded["offset_mapping"], coded["special_tokens_mask"], strict=True)
     at = tuple(i for i, ((a, b), special) in enumerate(spans) if start <= a < b <= end and not special)
+    if not at:
+        raise ValueError(f"no token of {question!r} is the asker's alone under this tokenizer")
     return tuple(coded["input_ids"]), at

@@ -49,7 +49,9 @@ class Hotflip(OfExcerpts):
     @model_validator(mode="after")
     def _replays(self) -> Self:
         if (self.manner == "replay") != (self.replay is not None):
-            raise ValueError(f"manner='replay' and a reading to replay go together, not {self.manner!r} and {self.replay}")
+            raise ValueError(
+                f"manner='replay' and a reading to replay go together, not {self.manner!r} and {self.replay}"
+            )
         if self.replay is not None and not isinstance(self.replay.measure, Hotflip):
             raise ValueError(f"the flips to replay are those of a hotflip reading, not of {self.replay.measure.name!r}")
         return self
