@@ -16,7 +16,8 @@ from lesion.batteries import grade, without_echo
 from lesion.excerpts import spoken
 from lesion.trial import Measure, Reading, Row, Specimen
 
-ATTACKS = ("hotflip", "trigger")
+TRIGGER = "trigger"
+ATTACKS = ("hotflip", TRIGGER)
 
 
 class Attacked(Measure):
@@ -54,9 +55,9 @@ class Attacked(Measure):
     def _attacks(self, specimen: Specimen) -> dict[str, Row]:
         """The clean rows that an attack changed, each with the attack's row under "attack"."""
         clean, found = self._recalled(specimen, self.clean), self._recalled(specimen, self.attack)
-        if self.attack.measure.name == "trigger":
-            best = max(found, key=lambda row: row["loss"])
-            return {row["item"]: {**row, "attack": best} for row in clean}
+        if self.attack.measure.name == TRIGGER:
+            sought = next(row for row in found if row["item"] == TRIGGER)
+            return {row["item"]: {**row, "attack": sought} for row in clean}
         by_item = {row["item"]: row for row in found if row["outcome"] == "attacked"}
         both = {row["item"]: {**row, "attack": by_item[row["item"]]} for row in clean if row["item"] in by_item}
         if not both:
@@ -85,9 +86,9 @@ class Attacked(Measure):
         """The attacked question: all tokens that the model reads, and the asker's words among them."""
         tokens, words = spoken(specimen, self.asking, row["asked"])
         attack, changed, end = row["attack"], list(tokens), words[-1] + 1
-        if self.attack.measure.name == "trigger":
-            changed[words[0] : words[0]] = attack["ids"]
-            end += len(attack["ids"])
+        if self.attack.measure.name == TRIGGER:
+            changed[words[0] : words[0]] = attack["trigger"]
+            end += len(attack["trigger"])
         else:
             if attack["tokens"] != changed:
                 raise ValueError(f"question {row['item']!r} is not the same tokens here as in the attack")
