@@ -36,6 +36,9 @@ from lesion.trial import Unfinished
 
 RECENT = 50  # losses among which a spike stands out
 Tell = Callable[..., None]
+Perturb = Callable[
+    [Alone, int, list[Any]], list[Any]
+]  # what a step's batch, as `Packed.batch` gives it, is turned into
 
 
 class Training(BaseModel):
@@ -105,9 +108,11 @@ def fit(
     tell: Tell | None = None,
     teacher: Teacher | None = None,
     before: Callable[[Any, int], None] | None = None,
+    perturb: Perturb | None = None,
 ) -> dict[str, Any]:
     """Trains in place and returns facts for the ledger. Checkpoints and `metrics.jsonl` lie in `folder`; where it holds a
-    checkpoint of the same run, the run goes on from there.
+    checkpoint of the same run, the run goes on from there. `perturb` may change the batch of a step; what it does must follow
+    from the weights and the step's number, and its options must be among those of `how`.
 
     Weights are held in float32 meanwhile and returned in the type they came in; those that are held to a sign by projection are
     projected after each step. `teacher`: a model to learn from and its share of the loss. `before`: called with the model and
@@ -138,7 +143,7 @@ def fit(
         for step in range(first, how.steps):
             if before is not None:
                 before(team.model, step)
-            found = _step(team, made, data, how, step)
+            found = _step(team, made, data, how, step, perturb)
             _check(found["loss"], found["norm"], losses, how, step, folder)
             losses.append(found["loss"])
             spent, done = time.perf_counter() - began, step + 1
@@ -173,14 +178,17 @@ def fit(
     return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
 
 
-def _step(team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int) -> dict[str, Any]:
+def _step(
+    team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int, perturb: Perturb | None
+) -> dict[str, Any]:
     """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens; of experts also the
     share of pairs that were dropped, and the largest load by the mean one."""
     for group in made.param_groups:
         group["lr"] = learning_rate(how, step)
-    batch = data.batch(step * how.batch, how.batch)
+    batch: list[Any] = list(data.batch(step * how.batch, how.batch))
+    batch = perturb(team, step, batch) if perturb is not None else batch
     tokens, total = int((batch[1] != IGNORE).sum()), 0.0
-    pieces, kind = team.share(list(batch), how.split), team.device.type
+    pieces, kind = team.share(batch, how.split), team.device.type
     expert, routed = routers(team.model), [0, 0, 0.0]
     with torch.random.fork_rng([team.device] if kind == "cuda" else []):
         torch.manual_seed(_dropout_seed(how.seed, step, team.rank))

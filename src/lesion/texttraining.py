@@ -42,7 +42,7 @@ class TextTraining(Training, Step):
         return {}
 
     def guidance(self, specimen: Specimen) -> dict[str, Any]:
-        """What else the loop is given: a teacher, what is done before each step."""
+        """What else the loop is given: a teacher, what is done before each step, or to its rows."""
         return {}
 
     def apply(self, specimen: Specimen) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from lesion.spec import Spec, find, words
 from lesion.subjects import Scratch
 from lesion.trial import Measure, Reading, Step, Trial
 
+HOTFLIP = {"documents": 2, "prompt": 12, "target": 6, "flips": 2, "candidates": 6, "each": 2, "draws": 2}
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
 HEALTHY = Trial(subject=Scratch())
 GENERATION = measures.Generation(prompts=5, new_tokens=6, seed=1, batch=3).pin()
 TEXTS = Reading(trial=HEALTHY, measure=GENERATION)
+QUESTIONS = measures.Hotflip(of=TEXTS, **{**HOTFLIP, "documents": 0}).pin()
+FLIPPED = Reading(trial=HEALTHY, measure=measures.Hotflip(**HOTFLIP).pin())
 EXAMPLES: dict[str, list[Step | Measure]] = {
     "noise": [
         steps.Noise(site=s, sigma=0.3, law=k, seed=1)
@@ -38,6 +41,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         steps.Quantise(site="all", levels=4, channel="output"),
     ],
     "heal": [steps.Heal(steps=3, batch=2, length=24, warmup=1, lr=0.01, skip=3).pin()],
+    "harden": [steps.Harden(steps=3, batch=2, length=24, warmup=1, lr=0.01, skip=3, flips=4).pin()],
     "pretrain": [steps.Pretrain(corpus="austen", steps=3, batch=2, length=24, warmup=1, lr=0.01, skip=20).pin()],
     "streaming": [steps.Streaming(window=9, sinks=0), steps.Streaming(window=9, sinks=2)],
     "extrapolation": [
@@ -51,9 +55,16 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "surprisal": [measures.Surprisal(of=TEXTS)],
     "attention": [measures.Attention(documents=2, tokens=40, grid=5).pin()],
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
+    "hotflip": [
+        *(measures.Hotflip(**HOTFLIP, manner=m).pin() for m in ("described", "iterative", "random", "query")),
+        measures.Hotflip(**HOTFLIP, manner="replay", replay=FLIPPED).pin(),
+        measures.Hotflip(**HOTFLIP, stable=True).pin(),
+        QUESTIONS,
+    ],
+    "attacked": [measures.Attacked(clean=TEXTS, attack=Reading(trial=HEALTHY, measure=QUESTIONS))],
     "prose": [measures.Prose(of=TEXTS)],
 }
-OF_CAUSAL_MODELS = {"heal", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
+OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
 OF_CAUSAL_MODELS |= {"extrapolation", "continuation"}
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
@@ -218,7 +229,7 @@ def test_a_subject_a_step_and_a_measure_each_make_another_reading():
 
 def test_unknown_words_and_versions_are_named():
     with pytest.raises(
-        ValueError, match=r"no step 'nosie'; there are: ablate, heal, noise, pretrain, quantise, streaming"
+        ValueError, match=r"no step 'nosie'; there are: ablate, harden, heal, noise, pretrain, quantise, streaming"
     ):
         find("step/nosie")
     stale = {**steps.Noise(site="mlp", sigma=1.0).to_json(), "version": 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -41,12 +41,13 @@ class Generation(Measure):
             found = hashlib.sha256(text.encode()).hexdigest()
         return self.with_digest(f"battery {self.battery!r}", found)
 
-    def _prompts(self) -> dict[str, Prompt]:
+    def questions(self) -> dict[str, Prompt]:
+        """The prompts by item."""
         chosen = battery(self.battery)[: self.prompts or None]
         return {f"{p.id}#{repeat}": p for repeat in range(self.repeats) for p in chosen}
 
     def items(self, specimen: Specimen) -> list[str]:
-        return list(self._prompts())
+        return list(self.questions())
 
     def chunks(self, items: Sequence[str]) -> Iterator[list[str]]:
         """Four batches at a time: long enough for freed slots to be refilled, short enough to lose little in a crash."""
@@ -54,14 +55,18 @@ class Generation(Measure):
             yield list(items[start : start + 4 * self.batch])
 
     def size(self) -> tuple[int, int]:
-        prompts = self._prompts().values()
+        prompts = self.questions().values()
         return len(prompts), sum(len(p.text) // 4 + 30 + self.new_tokens for p in prompts)
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        prompts = self.questions()
+        return self.answers(specimen, prompts, self._asked(specimen, {item: prompts[item] for item in items}))
+
+    def answers(self, specimen: Specimen, prompts: Mapping[str, Prompt], asked: Sequence[Any]) -> list[Row]:
+        """One row for each `decode.Prompt` of `asked`: what the model writes after those tokens, graded as the prompt of
+        that item says."""
         from lesion import decode
 
-        prompts = self._prompts()
-        asked = self._asked(specimen, {item: prompts[item] for item in items})
         how = decode.Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         found = decode.continue_texts(
             specimen.model,
@@ -103,14 +108,20 @@ class Generation(Measure):
     def tokenise(self, specimen: Specimen, prompt: str) -> tuple[int, ...]:
         """What the model reads before it answers. A chat template brings its own start tokens; without one the
         tokenizer's own rules hold."""
+        text, own = self.rendered(specimen, prompt)
+        assert specimen.tokenizer is not None
+        return tuple(specimen.tokenizer(text, add_special_tokens=own)["input_ids"])
+
+    def rendered(self, specimen: Specimen, prompt: str) -> tuple[str, bool]:
+        """The same as text, and whether the tokenizer's own start tokens go with it."""
         tokenizer = specimen.tokenizer
         assert tokenizer is not None
         if not self._chats(tokenizer):
-            return tuple(tokenizer(prompt)["input_ids"])
+            return prompt, True
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text, False
 
     def _row(self, specimen: Specimen, prompt: Prompt, found: Any) -> Row:
         assert specimen.tokenizer is not None
