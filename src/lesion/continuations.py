@@ -26,7 +26,18 @@ Pair = tuple[Sequence[int], Sequence[int]]  # tokens of a context and of its con
 Score = tuple[float, bool]  # log p(continuation | context) in nats, and whether it is what greedy decoding would write
 
 # Families whose attention is told by the mask, and whose positions by `position_ids`; the others read each pair alone.
-BRANCHING = {"llama", "mistral", "qwen2", "gpt2", "gpt_neox", "opt", "gemma3", "gemma3_text", "smolvlm", "lesion-decoder"}
+BRANCHING = {
+    "llama",
+    "mistral",
+    "qwen2",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "gemma3",
+    "gemma3_text",
+    "smolvlm",
+    "lesion-decoder",
+}
 
 
 @dataclass
@@ -137,7 +148,10 @@ def read(model: Any, batch: Sequence[Tree]) -> Iterator[tuple[int, Score]]:
     for tree in batch:
         for place, branch in zip(tree.places, tree.branches, strict=True):
             part = slice(start, start := start + len(branch))
-            yield place, (math.fsum(chosen[part]) if all(map(math.isfinite, chosen[part])) else math.nan, all(right[part]))
+            yield (
+                place,
+                (math.fsum(chosen[part]) if all(map(math.isfinite, chosen[part])) else math.nan, all(right[part])),
+            )
 
 
 def layout(model: Any, batch: Sequence[Tree], width: int) -> dict[str, Any]:
