@@ -128,6 +128,18 @@ def additive(seen: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill_(~seen, torch.finfo(kind).min)
 
 
+MASK_BY_KIND = {"qwen2", "gemma2", "gemma3_text"}  # these take one mask for each kind of layer
+
+
+def mask_by_kind(text: Any, make: Callable[[int | None], torch.Tensor]) -> Any:
+    """The attention mask as a model with this text configuration wants it: one, or a dictionary with one for each kind of
+    its layers. `make(window)` makes the mask of a sliding window, or without any (None)."""
+    window = getattr(text, "sliding_window", None)
+    if "sliding_attention" in set(getattr(text, "layer_types", None) or ()) or text.model_type in MASK_BY_KIND:
+        return {"full_attention": make(None), "sliding_attention": make(window)}
+    return make(window)
+
+
 def grouped_attention(
     module: nn.Module,
     query: torch.Tensor,
