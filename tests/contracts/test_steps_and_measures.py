@@ -13,6 +13,7 @@ from lesion.digest import combined, digests
 from lesion.judging import RUBRICS
 from lesion.lab import product
 from lesion.spec import Spec, find, words
+from lesion.store import Store
 from lesion.subjects import Scratch
 from lesion.trial import Measure, Reading, Step, Trial
 
@@ -54,6 +55,18 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "displacement": [measures.Displacement(reference=HEALTHY, documents=2, tokens=40).pin()],
     "surprisal": [measures.Surprisal(of=TEXTS)],
     "attention": [measures.Attention(documents=2, tokens=40, grid=5).pin()],
+    "gcg": [
+        measures.Gcg(pairs=(("Say yes. ", "Yes"),), optim_str_init="x x", steps=2, search_width=6, topk=4),
+        measures.Gcg(
+            pairs=(("a", "b"), ("{string}c", "d")), optim_str_init="x y", steps=1, search_width=4, topk=4, buffer=2
+        ),
+    ],
+    "trigger": [
+        measures.Trigger(
+            searched=1, documents=2, tokens=16, length=2, restarts=2, iterations=2, topk=3, controls=1, manner=m
+        ).pin()
+        for m in ("gradient", "coordinate")
+    ],
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
     "hotflip": [
         *(measures.Hotflip(**HOTFLIP, manner=m).pin() for m in ("described", "iterative", "random", "query")),
@@ -63,9 +76,21 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     ],
     "attacked": [measures.Attacked(clean=TEXTS, attack=Reading(trial=HEALTHY, measure=QUESTIONS))],
     "prose": [measures.Prose(of=TEXTS)],
+    "constrain": [
+        *(steps.Constrain(init=k) for k in ("abs", "clamp", "signature", "sign-frozen", "abs-free")),
+        *(steps.Constrain(site="mlp.in", form=k) for k in ("exponential", "projected")),
+        steps.Constrain(init="signature", activation="monotone"),
+        steps.Constrain(site="mlp+attention.output", init="signature"),
+    ],
+    "choose": [steps.Choose(candidates=(Reading(trial=HEALTHY, measure=measures.Order(directions=3)),), value="tau")],
+    "match-loss": [],  # what it changes depends on another model: see oracles/test_constrain.py
+    "benchmark": [],
+    "monotonicity": [measures.Monotonicity(documents=2, tokens=24, pairs=8, points=2, needed=False).pin()],
+    "order": [measures.Order(directions=5)],
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation"}
+OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger"}
+THAT_BUILD = {"constrain"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}
@@ -94,7 +119,8 @@ def specimen(family):
 
 
 def of(family):
-    return [(name, example) for name in words(family) if not name.startswith("test-") for example in EXAMPLES[name]]
+    named = [name for name in words(family) if not name.startswith("test-") and name not in THAT_BUILD]
+    return [(name, example) for name in named for example in EXAMPLES[name]]
 
 
 def test_every_step_and_measure_has_examples():
@@ -133,6 +159,29 @@ def test_a_step_changes_exactly_what_it_reports_and_its_undo_restores_every_bit(
     with bench.applied(step):  # the same step on the same weights gives the same bits
         assert all(torch.equal(t, again[n]) for n, t in model.named_parameters())
     assert digests(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("step", [e for name in sorted(THAT_BUILD) for e in EXAMPLES[name]], ids=lambda x: str(x)[:60])
+def test_a_step_that_builds_is_kept_and_comes_back_bit_for_bit(family, step, tmp_path):
+    subject, store = Scratch(architecture=family), Store(tmp_path / "lab")
+    bench = Bench(subject.load())
+    before = dict(bench.specimen.digests)
+    bench.apply(step)
+    made, entry = bench.specimen, bench.specimen.ledger[-1]
+    assert entry["changed"] == [n for n, digest in made.digests.items() if before.get(n) != digest] != []
+    store.keep(made.trial.key, made)
+    again = subject.load()
+    step.attach(again.model)
+    store.restore(made.trial.key, again)
+    assert again.digests == made.digests and again.ledger == made.ledger
+    ids = torch.tensor([[5, 6, 7, 8]])
+    more = {"decoder_input_ids": ids} if made.model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        assert torch.equal(*(m.model(input_ids=ids, **more).logits for m in (made, again)))
+    other = Bench(subject.load())
+    other.apply(step)
+    assert other.specimen.digests == made.digests  # and made again it is the same
 
 
 @pytest.mark.parametrize("family", FAMILIES)
