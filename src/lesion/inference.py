@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
-from lesion.constraints import class_of, signed
+from lesion.constraints import Rectified, class_of, signed
+from lesion.ffn import oriented
 
 PACK_LIMIT = (
     4 * 2**30
@@ -209,7 +209,7 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
     patched: list[nn.Module] = []
     before = model.config._attn_implementation
     ours = not model.config.is_encoder_decoder  # T5 adds a position bias of its own to the scores
-    with torch.inference_mode(), parametrize.cached():  # a constrained weight is computed once
+    with torch.inference_mode():
         if ours:
             model.set_attn_implementation("lesion")
         try:
@@ -236,9 +236,22 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
         elif isinstance(module, nn.Linear) and _is_linear(module):
             product = _linear([module], pack)
             forward = lambda self, input, product=product: product(input)  # noqa: E731
+        elif signed(module) is not None:
+            forward = _constant(module)
         if forward is not None:
             module.forward = types.MethodType(forward, module)
             patched.append(module)
+
+
+def _constant(module: Any) -> Callable[..., torch.Tensor]:
+    """A linear module of another class whose weight is held to a sign: the weight is computed once, and not at each use."""
+    weight, bias, rectified = oriented(module).detach(), module.bias, isinstance(module, Rectified)
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        found = F.linear(x, weight, bias)
+        return found.clamp(min=0) if rectified else found
+
+    return forward
 
 
 # Exactly these classes of transformers compute what `_layer` computes.

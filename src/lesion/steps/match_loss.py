@@ -54,8 +54,6 @@ class MatchLoss(Step):
                 self.step.model_copy(update={self.dose: dose}).apply(specimen)
             found = read(self.to.measure, specimen).get(self.value)
             tried[dose] = float("inf") if found is None else float(found)  # damage beyond all measure
-            if specimen.tell is not None:
-                specimen.tell("train", step=len(tried), steps=HALVINGS, loss=tried[dose], lr=dose)
             return tried[dose]
 
         healthy = loss(0.0)
