@@ -187,6 +187,7 @@ def export(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _save_state(store: Store, beginning: str, folder: Path) -> None:
     """Makes a state again, proves it by the digest in its ledger, and writes it as a transformers directory."""
+    from lesion.constraints import materialise
     from lesion.trial import Trial
     from lesion.walk import Walk
 
@@ -198,6 +199,7 @@ def _save_state(store: Store, beginning: str, folder: Path) -> None:
         raise ValueError(
             f"state {key[:KEY]} comes out with digest {now} here, but {then} was read: another machine or version?"
         )
+    materialise(specimen.model)  # others know no constraint, only weights
     specimen.model.save_pretrained(folder)
     saved = specimen.processor or specimen.tokenizer
     if saved is not None:

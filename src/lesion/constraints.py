@@ -95,14 +95,12 @@ class Signed(nn.Module):
                 w = w + self.left * self.lift
             return w.to(self.kind.dtype)
 
-    def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
-        """The structure alone: V is filled in by whoever knows the weights."""
-        return w.detach().float()
-
 
 def hold(module: Any, form: Form, signs: Signs) -> None:
-    """Registers the parametrization of a module's weight; its V are those numbers that were W."""
+    """Registers the parametrization of a module's weight. The structure alone: V is filled in by whoever knows the weights, and
+    until then is what W was."""
     parametrize.register_parametrization(module, "weight", Signed(module, form, signs), unsafe=True)
+    module.parametrizations.weight.original = nn.Parameter(free(module).detach().float())
 
 
 def signed(module: Any) -> Signed | None:
@@ -143,8 +141,10 @@ def project(model: nn.Module) -> None:
 def materialise(model: nn.Module) -> None:
     """Makes every constrained weight a plain one again, of the value that it has. Raises ValueError for what no plain model
     can do: an activation that was changed."""
-    if odd := [type(m).__name__ for m in model.modules() if isinstance(m, (Envelope, Rectified))]:
-        raise ValueError(f"a plain model has no {odd[0]}: this one was constrained with activation='monotone'")
+    if any(isinstance(m, (Envelope, Rectified)) for m in model.modules()):
+        raise ValueError(
+            "a plain model has no monotone activation: this one was constrained with activation='monotone'"
+        )
     for _, module, _ in list(held(model)):
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 

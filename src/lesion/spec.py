@@ -85,9 +85,14 @@ class Spec(BaseModel):
 
     def pin(self) -> Self:
         """The same spec with everything that could move fixed: a branch becomes a commit, a file its digest."""
-        moved = {
-            name: value.pin() for name in type(self).model_fields if isinstance(value := getattr(self, name), Spec)
-        }
+
+        def pinned(value: Any) -> Any:
+            if isinstance(value, tuple):
+                found = tuple(map(pinned, value))
+                return value if all(a is b for a, b in zip(found, value, strict=True)) else found
+            return value.pin() if isinstance(value, Spec) else value
+
+        moved = {name: pinned(getattr(self, name)) for name in type(self).model_fields}
         moved = {name: value for name, value in moved.items() if value is not getattr(self, name)}
         return self.model_copy(update=moved) if moved else self
 

@@ -83,7 +83,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         steps.Constrain(site="mlp+attention.output", init="signature"),
     ],
     "choose": [steps.Choose(candidates=(Reading(trial=HEALTHY, measure=measures.Order(directions=3)),), value="tau")],
-    "match-loss": [],  # what it changes depends on another model: see oracles/test_constrain.py
+    "match-loss": [],  # what it changes depends on another model: see oracles/test_constraints.py
     "benchmark": [],
     "monotonicity": [measures.Monotonicity(documents=2, tokens=24, pairs=8, points=2, needed=False).pin()],
     "order": [measures.Order(directions=5)],

@@ -44,7 +44,6 @@ class Choose(Step):
     def touches(self, specimen: Specimen) -> list[str]:
         return [name for name, _ in named_tensors(specimen.model)]
 
-    @torch.no_grad()
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         assert specimen.recall is not None and specimen.bring is not None, "the walk recalls and brings what is quoted"
         if specimen.trial.steps:
@@ -61,8 +60,9 @@ class Choose(Step):
         theirs, mine = (dict(named_tensors(s.model)) for s in (found, specimen))
         if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in mine.items()}:
             raise ValueError(f"{self.candidates[best].trial} is no {specimen.trial.subject}: its tensors differ")
-        for name, tensor in mine.items():
-            tensor.copy_(theirs[name])
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(theirs[name])
         return {"chosen": best, "values": values, "trial": str(self.candidates[best].trial)}
 
     def _value(self, reading: Reading, specimen: Specimen) -> float | None:
