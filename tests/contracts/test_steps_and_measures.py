@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from benchmarkdocs import invented
 from lesion import measures, packaged, steps
 from lesion.bench import Bench
 from lesion.digest import combined, digests
@@ -50,11 +51,12 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "displacement": [measures.Displacement(reference=HEALTHY, documents=2, tokens=40).pin()],
     "surprisal": [measures.Surprisal(of=TEXTS)],
     "attention": [measures.Attention(documents=2, tokens=40, grid=5).pin()],
+    "benchmark": [measures.Benchmark(task=task, sample=4, seed=1) for task in ("lambada_openai", "copa")],
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
     "prose": [measures.Prose(of=TEXTS)],
 }
 OF_CAUSAL_MODELS = {"heal", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation"}
+OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "benchmark"}
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}
@@ -70,6 +72,11 @@ def a_judge_who_finds_everything_average(monkeypatch):
 
     importlib.import_module("lesion.measures.judge")
     monkeypatch.setattr("lesion.measures.judge.ask", ask)
+
+
+@pytest.fixture(autouse=True)
+def documents_of_benchmarks_without_a_network(monkeypatch):
+    monkeypatch.setattr("lesion.packageddata.documents", invented)
 
 
 def specimen(family):
