@@ -35,7 +35,7 @@ class Question:
     item: str
     number: int  # of the document in its split, as lm-eval counts
     requests: tuple[tuple[str, str], ...]
-    gold: int | str | list[int]  # index of the right answer or answers; the answer itself where there are no others
+    gold: list[int]  # which of the requests have the right answer
     document: dict[str, Any]
 
 
@@ -107,26 +107,23 @@ def draw(documents: int, sample: int, seed: int, name: str) -> list[int]:
     return sorted(sorted(range(documents), key=rank)[:sample])
 
 
-def gold(task: Any, document: dict[str, Any], name: str, number: int) -> int | str | list[int]:
-    """The right answer: an index (or several) into the choices, or the text where there are none. ValueError without one."""
+def gold(task: Any, document: dict[str, Any], name: str, number: int) -> list[int]:
+    """Which answers are right; [0] where the right one is the only one. ValueError where no label says so."""
     try:
         said = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
         if task.OUTPUT_TYPE != "multiple_choice":
-            found: Any = said if isinstance(said, str) and said.strip() else None
+            right, answers = [0] if isinstance(said, str) and said.strip() else [], 1
         else:
             choices = task.doc_to_choice(document)
-            found = [
+            right = [
                 choices.index(s) if isinstance(s, str) else s for s in (said if isinstance(said, list) else [said])
             ]
-            if not found or not all(isinstance(i, int) and 0 <= i < len(choices) for i in found):
-                found = None
-            elif not isinstance(said, list):
-                (found,) = found
+            answers = len(choices)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"document {number} of {name} has no label that its task can read: {error!r}") from error
-    if found is None:
+    if not right or not all(isinstance(i, int) and 0 <= i < answers for i in right):
         raise ValueError(f"document {number} of {name} has no label: expected one of its answers, got {said!r}")
-    return found
+    return right
 
 
 @lru_cache(maxsize=4)

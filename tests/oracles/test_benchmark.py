@@ -9,7 +9,7 @@ import torch
 
 from benchmarkdocs import DOCUMENTS, forget, invented
 from lesion import harness, packageddata
-from lesion.measures import Benchmark
+from lesion.measures import Benchmark, Perplexity
 from lesion.measures.benchmark import plain, summary, wilson
 from lesion.subjects import Scratch
 
@@ -149,7 +149,7 @@ def test_a_changed_model_is_asked_again_and_changes_nothing_but_the_answers():
     after, _ = mine(specimen, task="hellaswag", sample=0)
     assert [row["item"] for row in before] == [row["item"] for row in after]
     for a, b in zip(before, after, strict=True):
-        assert a["asked"] == b["asked"] and a["answers"] == b["answers"] and a["tokens"] == b["tokens"]
+        assert a["asked"] == b["asked"] and a["answers"] == b["answers"] and a["answer_tokens"] == b["answer_tokens"]
         assert all(x != y for x, y in zip(a["loglikelihoods"], b["loglikelihoods"], strict=True))
     samples, results = theirs(specimen, "hellaswag")
     agree(after, Benchmark(task="hellaswag", sample=0).summarise(after), samples, results)
@@ -165,6 +165,13 @@ def test_a_model_that_says_nan_is_not_scored():
         assert all(row["acc"] is None and set(row["loglikelihoods"]) == {None} for row in rows)
         assert summarised["not_finite"] == len(rows) and summarised["acc"] is None and summarised["documents"] == 0
         json.dumps(rows, allow_nan=False)
+
+
+def test_rows_of_different_tasks_and_measures_stand_in_one_table(lab):
+    """A column has one type whatever the task."""
+    asked = [Benchmark(task=task, sample=3) for task in DOCUMENTS]
+    table = lab.read([Scratch()], [*asked, Perplexity(documents=1, tokens=40)])
+    assert table.height == 3 * len(asked) + 1 and table["acc"].null_count() == 1
 
 
 def test_samples_are_nested_and_ids_stay():

@@ -25,8 +25,8 @@ from lesion.stats import ratio
 from lesion.trial import Measure, Row, Specimen
 
 SHOWN = 160  # characters of a prompt that a row quotes
-OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "tokens", "bytes", "cut", "asked", "answers"}
-OWN |= {"duration"}  # columns of a row that are not metrics
+OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "answer_tokens", "answer_bytes", "cut"}
+OWN |= {"asked", "answers", "duration"}  # columns of a row that are not metrics
 Z = 1.959963984540054  # of a two-sided interval at 95 %
 
 
@@ -86,8 +86,8 @@ class Benchmark(Measure):
                     "gold": question.gold,
                     "loglikelihoods": [logprob if math.isfinite(logprob) else None for logprob, _ in scores],
                     "greedy": [greedy for _, greedy in scores],
-                    "tokens": tokens,
-                    "bytes": [len(continuation.encode()) for _, continuation in question.requests],
+                    "answer_tokens": tokens,
+                    "answer_bytes": [len(continuation.encode()) for _, continuation in question.requests],
                     "cut": cut,
                     "asked": question.requests[0][0][-SHOWN:],
                     "answers": [continuation[:SHOWN] for _, continuation in question.requests],
