@@ -67,12 +67,12 @@ def exam(name: str, source: str, revision: str | None, shots: int | None, sample
     documents that cannot be had or have no labels, and examples that there are none of.
     """
     task = build(name, source, revision)
-    config, known = task.config, task.config.num_fewshot
+    known = task.config.num_fewshot  # and it stays: the task is remembered, and others ask it with other examples
     if shots is not None and known == 0 and shots:
         raise ValueError(
             f"{name} is a task without examples (its prompt has its own), so few_shot={shots} cannot be had"
         )
-    config.num_fewshot = shots = (known or 0) if shots is None else shots
+    shots = (known or 0) if shots is None else shots
     task.set_fewshot_seed(SHOTS_SEED)
     pool = task.sampler.fewshot_docs() if hasattr(task, "sampler") else []
     if shots and len(pool) <= shots:

@@ -190,9 +190,14 @@ def hub(tmp_path):
 
 def test_truthfulqa_of_the_hub_is_pinned_to_a_commit_and_read(hub, tmp_path):
     fields = {"task": "truthfulqa_mc1", "source": "hub", "sample": 4}
-    (pinned, one, two) = child(
-        ACT, tmp_path, hub.url, [("pin", fields), ("read", fields), ("read", {**fields, "task": "truthfulqa_mc2"})]
-    )
+    asks = [
+        ("pin", fields),
+        ("read", fields),
+        ("read", {**fields, "task": "truthfulqa_mc2"}),
+        ("pin", {**fields, "few_shot": 3}),
+    ]
+    pinned, one, two, shots = child(ACT, tmp_path, hub.url, asks)
+    assert "truthfulqa_mc1 is a task without examples" in shots["error"]
     assert pinned["does"][0] == FIRST and len(pinned["does"][1]) == 64
     assert [row[0] for row in one["does"]] == [f"truthfulqa_mc1/{row[2]:05d}" for row in one["does"]]
     assert len(one["does"]) == 4 and all(row[1] in (0, 1) for row in one["does"])

@@ -109,6 +109,14 @@ def test_examples_before_a_question_are_those_of_a_full_run_of_lm_eval(monkeypat
         )
 
 
+def test_examples_of_one_reading_are_not_those_of_the_next():
+    plain, one, two = (Benchmark(task="lambada_openai", sample=2, few_shot=n).pin() for n in (None, 1, 2))
+    forget()
+    again = [Benchmark(task="lambada_openai", sample=2, few_shot=n).pin() for n in (2, 0, None, 1)]
+    assert [m.sha256 for m in again] == [two.sha256, plain.sha256, plain.sha256, one.sha256]
+    assert len({plain.sha256, one.sha256, two.sha256}) == 3
+
+
 def test_a_text_that_is_too_long_is_cut_on_the_left_as_lm_eval_cuts_it(monkeypatch):
     long = "word " * 80
     texts = [{"text": long + text} for text in ("the very end", "an end", "x")]
