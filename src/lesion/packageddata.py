@@ -50,7 +50,7 @@ def documents(task: str) -> tuple[str, list[Document]]:
     """
     if task not in PARTS:
         why = f" ({ELSEWHERE[task]})" if task in ELSEWHERE else ""
-        raise ValueError(f"no packaged documents of {task!r}{why}; there are: {', '.join(PARTS)}; or ask the hub")
+        raise ValueError(f"no packaged documents of {task!r}{why}; there are: {', '.join(PARTS)}; or source='hub'")
     part, kept = PARTS[task], folder()
     path = kept / _short(part.file)
     if (found := packaged.file_digest(path) if path.is_file() else "no such file") != part.sha256:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from benchmarkdocs import invented
 from lesion import measures, packaged, steps
 from lesion.bench import Bench
 from lesion.digest import combined, digests
@@ -67,6 +68,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         ).pin()
         for m in ("gradient", "coordinate")
     ],
+    "benchmark": [measures.Benchmark(task=task, sample=4, seed=1) for task in ("lambada_openai", "copa")],
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
     "hotflip": [
         *(measures.Hotflip(**HOTFLIP, manner=m).pin() for m in ("described", "iterative", "random", "query")),
@@ -84,12 +86,11 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     ],
     "choose": [steps.Choose(candidates=(Reading(trial=HEALTHY, measure=measures.Order(directions=3)),), value="tau")],
     "match-loss": [],  # what it changes depends on another model: see oracles/test_constraints.py
-    "benchmark": [],
     "monotonicity": [measures.Monotonicity(documents=2, tokens=24, pairs=8, points=2, needed=False).pin()],
     "order": [measures.Order(directions=5)],
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger"}
+OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger", "benchmark"}
 THAT_BUILD = {"constrain"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
@@ -106,6 +107,11 @@ def a_judge_who_finds_everything_average(monkeypatch):
 
     importlib.import_module("lesion.measures.judge")
     monkeypatch.setattr("lesion.measures.judge.ask", ask)
+
+
+@pytest.fixture(autouse=True)
+def documents_of_benchmarks_without_a_network(monkeypatch):
+    monkeypatch.setattr("lesion.packageddata.documents", invented)
 
 
 def specimen(family):

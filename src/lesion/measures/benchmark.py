@@ -11,7 +11,6 @@ their items, and a larger sample of the same seed holds the smaller one.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,8 +24,8 @@ from lesion.stats import ratio
 from lesion.trial import Measure, Row, Specimen
 
 SHOWN = 160  # characters of a prompt that a row quotes
-OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "tokens", "bytes", "cut", "asked", "answers"}
-OWN |= {"duration"}  # columns of a row that are not metrics
+OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "answer_tokens", "answer_bytes", "cut"}
+OWN |= {"asked", "answers", "duration"}  # columns of a row that are not metrics
 Z = 1.959963984540054  # of a two-sided interval at 95 %
 
 
@@ -50,7 +49,7 @@ class Benchmark(Measure):
         if self.source == harness.PACKAGED and self.revision is not None:
             raise ValueError(f"revision={self.revision!r} names a commit of the hub, but source is 'packaged'")
         pinned = self
-        if self.source == harness.HUB and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+        if self.source == harness.HUB and not harness.is_commit(self.revision):
             config = harness.configuration(self.task)
             pinned = self.model_copy(update={"revision": harness.hub_commit(config, self.revision)})
         return pinned.with_digest(f"benchmark {self.task!r}", pinned._exam().digest)
@@ -86,8 +85,8 @@ class Benchmark(Measure):
                     "gold": question.gold,
                     "loglikelihoods": [logprob if math.isfinite(logprob) else None for logprob, _ in scores],
                     "greedy": [greedy for _, greedy in scores],
-                    "tokens": tokens,
-                    "bytes": [len(continuation.encode()) for _, continuation in question.requests],
+                    "answer_tokens": tokens,
+                    "answer_bytes": [len(continuation.encode()) for _, continuation in question.requests],
                     "cut": cut,
                     "asked": question.requests[0][0][-SHOWN:],
                     "answers": [continuation[:SHOWN] for _, continuation in question.requests],
