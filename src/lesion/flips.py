@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from lesion.likelihood import padded
-from lesion.passages import Passage, answered, batches, check, losses, mean_loss, sources
-from lesion.scoring import score
+from lesion.passages import Passage, answered, arranged, batches, check, losses, mean_loss, sources
+from lesion.scoring import read_on, read_prefix, score
 
 GRADIENT_TOKENS = 1024  # of one forward and backward
 UNUSED = re.compile(r"[<\[]\|?(unused|reserved|extra_id|dummy)[^<\[]*[>\]]", re.IGNORECASE)
@@ -63,13 +63,24 @@ def table(model: Any) -> torch.Tensor:
     return found
 
 
-def gradients(model: Any, passage: Passage) -> torch.Tensor:
-    """∂(mean target loss)/∂(embedding row) at each position of `passage.attacked`: [positions, d], nats per unit."""
-    return gradients_of(model, [passage])[0]
+def gradients(model: Any, passage: Passage, start: int = 0) -> torch.Tensor:
+    """∂(mean target loss)/∂(embedding row) at each position of `passage.attacked` from `start` on: [positions, d], nats per
+    unit. What stands before `start` is read without a graph. No parameter's `.grad` moves."""
+    check(model, [passage])
+    if not 0 <= start < len(passage.attacked):
+        raise ValueError(f"passage {passage.item!r} has positions 0 to {len(passage.attacked) - 1}, not {start}")
+    if passage.source is not None or not start:
+        return gradients_of(model, [passage])[0][start:]
+    with arranged(model):
+        prefix = read_prefix(model, torch.tensor(passage.tokens[:start]))
+    with differentiable(model), looked_up(model) as rows:
+        ids = torch.tensor([passage.tokens[start:-1]], device=model.device)
+        logits = read_on(model, ids, start, len(passage.targets), prefix)
+        return descended(mean_loss(logits[0], passage.targets), rows)[0][: passage.target - start]
 
 
 def gradients_of(model: Any, passages: Sequence[Passage]) -> list[torch.Tensor]:
-    """The gradients of several passages, each of its own loss: [positions, d] for each. No parameter's `.grad` moves."""
+    """The gradients of several passages, each of its own loss: [positions, d] for each."""
     check(model, passages)
     found: dict[int, torch.Tensor] = {}
     for batch in batches([len(p.attacked) + len(p.targets) for p in passages], GRADIENT_TOKENS):
@@ -80,7 +91,7 @@ def gradients_of(model: Any, passages: Sequence[Passage]) -> list[torch.Tensor]:
 
 
 def _gradients(model: Any, passages: Sequence[Passage]) -> torch.Tensor:
-    with torch.inference_mode(False), torch.enable_grad(), unpatched(model):
+    with differentiable(model):
         if model.config.is_encoder_decoder:
             source, seen = sources(passages, model.device)
             with looked_up(model) as rows:
@@ -95,17 +106,22 @@ def _gradients(model: Any, passages: Sequence[Passage]) -> torch.Tensor:
         for row, passage in enumerate(passages):
             first = 0 if passage.source is not None else passage.target - 1 - unread
             total = total + mean_loss(logits[row, first : first + len(passage.targets)], passage.targets)
-        (out, scale), *others = rows
-        assert not others, "the embedding is looked up once"
-        return torch.autograd.grad(total, out)[0] * scale
+        return descended(total, rows)
+
+
+def descended(loss: torch.Tensor, rows: list[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+    """∂loss/∂(rows of the table) [B, T, d] from what the embedding gave."""
+    [(out, scale)] = rows
+    return torch.autograd.grad(loss, out)[0] * scale
 
 
 @contextmanager
-def unpatched(model: Any) -> Iterator[None]:
-    """A model that is arranged for inference computes, in this block, what can be differentiated: its own forward."""
+def differentiable(model: Any) -> Iterator[None]:
+    """A model computes in this block what can be differentiated, its own forward, also where it is arranged for inference."""
     lifted = [(m, m.__dict__.pop("forward")) for m in model.modules() if "forward" in m.__dict__]
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         for module, forward in lifted:
             module.forward = forward

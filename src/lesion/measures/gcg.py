@@ -85,15 +85,14 @@ def search(
     from lesion.flips import candidates, gradients, score, table
     from lesion.inference import inference
 
-    rows, p = table(model), start.shape[1]
-    where = slice(len(frame.before), len(frame.before) + p)
+    rows, p, first = table(model), start.shape[1], len(frame.before)
     with inference(model):
         held = score(model, frame.passage(start[0].tolist()), frame.variants(start))
         buffer = sorted(zip(held.tolist(), start.tolist(), strict=True), key=lambda one: one[0])
         found = Search(start=buffer[0][0], string=buffer[0][1])
         for step in range(how.steps):
             string = buffer[0][1]
-            gradient = gradients(model, frame.passage(string))[where]
+            gradient = gradients(model, frame.passage(string), first)[:p]
             if not gradient.isfinite().all():
                 found.outcome = "not finite"
                 break
