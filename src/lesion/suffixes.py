@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lesion.flips import candidates, gradients, score, table
+from lesion.flips import candidates, gradients, precise, score, table
 from lesion.inference import inference
 from lesion.passages import Passage
 
@@ -81,7 +81,7 @@ def search(
     It ends early, with the outcome "not finite", where no loss or gradient is a number. Raises ValueError where no string that is
     drawn survives being written out and read again.
     """
-    rows, p, first = table(model), start.shape[1], len(frame.before)
+    rows, p, first = precise(table(model)), start.shape[1], len(frame.before)
     with inference(model):
         held = score(model, frame.passage(start[0].tolist()), frame.variants(start))
         kept = sorted(zip(held.tolist(), start.tolist(), strict=True), key=lambda one: one[0])
