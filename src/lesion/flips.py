@@ -170,7 +170,8 @@ def looked_up(model: Any) -> Iterator[list[tuple[torch.Tensor, Any]]]:
     def listen(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
         scale = getattr(module, "embed_scale", 1.0)
         scale = scale.to(out.dtype) if isinstance(scale, torch.Tensor) else scale
-        if not torch.equal(out.detach(), module.weight.detach()[given[0]] * scale):
+        rows = module.weight.detach()[given[0]] * scale
+        if not torch.allclose(out.detach(), rows, rtol=0, atol=0, equal_nan=True):
             raise ValueError(
                 f"{type(module).__name__} does more than look up rows and scale them; its rows are unknown"
             )

@@ -103,6 +103,15 @@ def test_a_model_of_nan_has_gradients_of_nan():
     mine = copy.deepcopy(model("tiny-llama"))
     mine.get_output_embeddings().weight.data[5] = math.nan
     assert not gradients(mine, passage("tiny-llama")).isfinite().any()
+    mine = copy.deepcopy(model("tiny-llama"))
+    mine.get_input_embeddings().weight.data[:] = math.nan  # which is looked up like any other number
+    assert gradients(mine, passage("tiny-llama")).isnan().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_in_bfloat16_point_where_they_should(family):
+    exact, rough = (gradients(model(family, kind), passage(family)).double() for kind in ("float64", "bfloat16"))
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.95
 
 
 class Softplus(nn.Module):
@@ -181,6 +190,17 @@ def test_scores_are_those_of_one_plain_forward_a_text(family, monkeypatch):
     late[0, 47], late[1, 48] = 3, 4
     expected = torch.tensor([naive(mine, text.changed(v)) for v in late.tolist()], dtype=torch.float64)
     torch.testing.assert_close(score(mine, text, late), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sinks", ["cache", "window", "logit", "tokens"])
+def test_scores_of_a_decoder_with_any_sinks(sinks):
+    mine, text = model("tiny-decoder", sinks=sinks), passage("tiny-decoder", 60, 50)
+    variants = torch.tensor([text.attacked]).repeat(4, 1)
+    variants[1, 45], variants[2, 49], variants[3, 10] = 1, 2, 3
+    expected = torch.tensor([naive(mine, text.changed(v)) for v in variants.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(score(mine, text, variants), expected, rtol=1e-7, atol=1e-7)
+    whole = gradients(mine, text)
+    torch.testing.assert_close(gradients(mine, text, 30), whole[30:], rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
 @settings(max_examples=25, deadline=None)
