@@ -192,9 +192,10 @@ def test_scores_are_those_of_one_plain_forward_a_text(family, monkeypatch):
     torch.testing.assert_close(score(mine, text, late), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("sinks", ["cache", "window", "logit", "tokens"])
+@pytest.mark.parametrize("sinks", ["none", "cache", "window", "logit", "tokens"])
 def test_scores_of_a_decoder_with_any_sinks(sinks):
-    mine, text = model("tiny-decoder", sinks=sinks), passage("tiny-decoder", 60, 50)
+    mine = model("tiny-decoder", sinks=sinks, window=None if sinks == "none" else 32)
+    text = passage("tiny-decoder", 60, 50)
     variants = torch.tensor([text.attacked]).repeat(4, 1)
     variants[1, 45], variants[2, 49], variants[3, 10] = 1, 2, 3
     expected = torch.tensor([naive(mine, text.changed(v)) for v in variants.tolist()], dtype=torch.float64)
