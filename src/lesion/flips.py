@@ -43,10 +43,15 @@ def allowed(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
     return found
 
 
+def written(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Tokens as text, with every space where it is."""
+    text: str = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    return text
+
+
 def stable(tokenizer: Any, tokens: Sequence[int]) -> bool:
     """Whether tokens that are written out as text are read as the same tokens."""
-    text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) == list(tokens)
+    return list(tokenizer(written(tokenizer, tokens), add_special_tokens=False)["input_ids"]) == list(tokens)
 
 
 def attackable(passage: Passage, may: torch.Tensor) -> list[int]:
@@ -224,4 +229,5 @@ __all__ = [
     "score",
     "stable",
     "table",
+    "written",
 ]

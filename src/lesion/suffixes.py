@@ -122,7 +122,8 @@ def strings(string: torch.Tensor, named: torch.Tensor, order: Any, choice: Any, 
 def survivors(drawn: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     """The strings [n, P] that are the same tokens after being written out and read again."""
     ids = drawn.tolist()
-    again = tokenizer(tokenizer.batch_decode(ids), add_special_tokens=False)["input_ids"]
+    texts = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+    again = tokenizer(texts, add_special_tokens=False)["input_ids"]
     kept = torch.tensor([a == b for a, b in zip(ids, again, strict=True)])
     if not kept.any():
         raise ValueError(

@@ -70,7 +70,7 @@ class Gcg(Measure):
         return len(self.pairs), tokens * self.steps * self.search_width
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> Iterator[Row]:
-        from lesion.flips import losses, stable
+        from lesion.flips import losses, stable, written
         from lesion.suffixes import search
 
         may = self.may(specimen)
@@ -95,7 +95,7 @@ class Gcg(Measure):
                 "prompt": prompt,
                 "target": target,
                 "outcome": found.outcome if fine else "not finite",
-                "string": specimen.tokenizer.decode(found.string),
+                "string": written(specimen.tokenizer, found.string),
                 "tokens": found.string,
                 "start": found.start if math.isfinite(found.start) else None,
                 "loss": loss if fine else None,  # computed again, by the plain forward
