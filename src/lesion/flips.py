@@ -12,13 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from lesion.likelihood import padded
-from lesion.passages import Passage, answered, batches, check, losses, mean_loss, sources
-from lesion.scoring import score
+from lesion.passages import Passage, answered, arranged, batches, check, losses, mean_loss, sources
+from lesion.products import fits, times_transposed
+from lesion.scoring import read_on, read_prefix, score
 
 GRADIENT_TOKENS = 1024  # of one forward and backward
 UNUSED = re.compile(r"[<\[]\|?(unused|reserved|extra_id|dummy)[^<\[]*[>\]]", re.IGNORECASE)
@@ -40,10 +43,15 @@ def allowed(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
     return found
 
 
+def written(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Tokens as text, with every space where it is."""
+    text: str = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+    return text
+
+
 def stable(tokenizer: Any, tokens: Sequence[int]) -> bool:
     """Whether tokens that are written out as text are read as the same tokens."""
-    text = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) == list(tokens)
+    return list(tokenizer(written(tokenizer, tokens), add_special_tokens=False)["input_ids"]) == list(tokens)
 
 
 def attackable(passage: Passage, may: torch.Tensor) -> list[int]:
@@ -63,13 +71,29 @@ def table(model: Any) -> torch.Tensor:
     return found
 
 
-def gradients(model: Any, passage: Passage) -> torch.Tensor:
-    """∂(mean target loss)/∂(embedding row) at each position of `passage.attacked`: [positions, d], nats per unit."""
-    return gradients_of(model, [passage])[0]
+def precise(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 at least. A search makes its table precise once, and not for each of its gradients."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def gradients(model: Any, passage: Passage, start: int = 0) -> torch.Tensor:
+    """∂(mean target loss)/∂(embedding row) at each position of `passage.attacked` from `start` on: [positions, d], nats per
+    unit. What stands before `start` is read without a graph. No parameter's `.grad` moves."""
+    check(model, [passage])
+    if not 0 <= start < len(passage.attacked):
+        raise ValueError(f"passage {passage.item!r} has positions 0 to {len(passage.attacked) - 1}, not {start}")
+    if passage.source is not None or not start:
+        return gradients_of(model, [passage])[0][start:]
+    with arranged(model):
+        prefix = read_prefix(model, torch.tensor(passage.tokens[:start]))
+    with differentiable(model), looked_up(model) as rows:
+        ids = torch.tensor([passage.tokens[start:-1]], device=model.device)
+        logits = read_on(model, ids, start, len(passage.targets), prefix)
+        return descended(mean_loss(logits[0], passage.targets), rows)[0][: passage.target - start]
 
 
 def gradients_of(model: Any, passages: Sequence[Passage]) -> list[torch.Tensor]:
-    """The gradients of several passages, each of its own loss: [positions, d] for each. No parameter's `.grad` moves."""
+    """The gradients of several passages, each of its own loss: [positions, d] for each."""
     check(model, passages)
     found: dict[int, torch.Tensor] = {}
     for batch in batches([len(p.attacked) + len(p.targets) for p in passages], GRADIENT_TOKENS):
@@ -80,7 +104,7 @@ def gradients_of(model: Any, passages: Sequence[Passage]) -> list[torch.Tensor]:
 
 
 def _gradients(model: Any, passages: Sequence[Passage]) -> torch.Tensor:
-    with torch.inference_mode(False), torch.enable_grad(), unpatched(model):
+    with differentiable(model):
         if model.config.is_encoder_decoder:
             source, seen = sources(passages, model.device)
             with looked_up(model) as rows:
@@ -95,20 +119,49 @@ def _gradients(model: Any, passages: Sequence[Passage]) -> torch.Tensor:
         for row, passage in enumerate(passages):
             first = 0 if passage.source is not None else passage.target - 1 - unread
             total = total + mean_loss(logits[row, first : first + len(passage.targets)], passage.targets)
-        (out, scale), *others = rows
-        assert not others, "the embedding is looked up once"
-        return torch.autograd.grad(total, out)[0] * scale
+        return descended(total, rows)
+
+
+def descended(loss: torch.Tensor, rows: list[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+    """∂loss/∂(rows of the table) [B, T, d] from what the embedding gave."""
+    [(out, scale)] = rows
+    return torch.autograd.grad(loss, out)[0] * scale
 
 
 @contextmanager
-def unpatched(model: Any) -> Iterator[None]:
-    """A model that is arranged for inference computes, in this block, what can be differentiated: its own forward."""
+def differentiable(model: Any) -> Iterator[None]:
+    """A model computes in this block what can be differentiated by its input, also where it is arranged for inference: its own
+    forward, with float32 products by oneDNN on a CPU, which take half the time."""
     lifted = [(m, m.__dict__.pop("forward")) for m in model.modules() if "forward" in m.__dict__]
+    quick = [m for m in model.modules() if type(m) is nn.Linear and fits(m.weight)]
+    for module in quick:
+        module.__dict__["forward"] = partial(_through, module)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
+        for module in quick:
+            del module.__dict__["forward"]
         for module, forward in lifted:
             module.forward = forward
+
+
+def _through(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = _Product.apply(x, module.weight.detach())
+    return y if module.bias is None else y + module.bias.detach()
+
+
+class _Product(torch.autograd.Function):
+    """x · Wᵀ, differentiable in x only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        return times_transposed(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> Any:
+        return times_transposed(above[0], ctx.weight.T), None
 
 
 @contextmanager
@@ -122,7 +175,8 @@ def looked_up(model: Any) -> Iterator[list[tuple[torch.Tensor, Any]]]:
     def listen(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
         scale = getattr(module, "embed_scale", 1.0)
         scale = scale.to(out.dtype) if isinstance(scale, torch.Tensor) else scale
-        if not torch.equal(out.detach(), module.weight.detach()[given[0]] * scale):
+        rows = module.weight.detach()[given[0]] * scale
+        if not torch.allclose(out.detach(), rows, rtol=0, atol=0, equal_nan=True):
             raise ValueError(
                 f"{type(module).__name__} does more than look up rows and scale them; its rows are unknown"
             )
@@ -154,8 +208,7 @@ def candidates(
     """
     if not 1 <= k <= (most := int(may.sum()) - (not own)):
         raise ValueError(f"{k} candidates for a position were asked for; there are {most} allowed ids to choose from")
-    kind = torch.promote_types(gradient.dtype, torch.float32)
-    change = gradient.to(kind) @ rows.to(kind).T  # e_t·g is the same for all candidates of a position
+    change = gradient.to(precise(rows).dtype) @ precise(rows).T  # e_t·g is the same for all candidates of a position
     change = change if ascend else -change
     change[:, ~may.to(change.device)] = -torch.inf
     if not own:
@@ -172,7 +225,9 @@ __all__ = [
     "gradients",
     "gradients_of",
     "losses",
+    "precise",
     "score",
     "stable",
     "table",
+    "written",
 ]

@@ -2,24 +2,26 @@
 
 Variants of an attack differ in few tokens, so most of what a model would compute for them is the same. What stands before the
 first changed token is read once, and its keys and values are shared by all variants (the prefix of a KV cache, Pope et al.
-2023); variants are sorted by where they first differ, so that each batch goes on from as late as it can; the head sees only
-the targets; and a variant that comes twice is scored once.
+2023); variants are sorted by where they first differ, and cut into batches that each go on from as late as they can; the head
+sees only the targets; and a variant that comes twice is scored once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers.cache_utils import Cache
 
-from lesion.inference import inference
 from lesion.likelihood import BATCH_TOKENS
-from lesion.passages import Passage, check, losses
+from lesion.passages import Passage, arranged, check, losses
 
-LOGITS = 2**25  # of one batch, at most: 128 MB in float32
+LOGITS = 7 * 2**20  # of one batch on a CPU, at most: beyond 32 MB a C library asks the system for every page anew
+AT_ONCE = 2**19  # logits whose softmax is taken at a time: they stay in the cache of a core
+BATCH_COST = 48  # what a batch costs beside its tokens, in tokens: the weights are read once more
+ON_ACCELERATORS = 64  # a batch may be so many times as large there, and costs as many times more in tokens
 
 
 class Prefix(Cache):
@@ -48,6 +50,27 @@ class Prefix(Cache):
         return self.length + query_length, 0
 
 
+def read_on(model: Any, ids: torch.Tensor, start: int, targets: int, prefix: Prefix) -> torch.Tensor:
+    """Logits [B, targets, V] behind the last tokens of ids [B, T], which go on from the first `start` of a prefix."""
+    prefix.length = start
+    found: torch.Tensor = model(
+        input_ids=ids,
+        position_ids=torch.arange(start, start + ids.shape[1], device=ids.device)[None],
+        past_key_values=prefix if start else None,
+        use_cache=bool(start),
+        logits_to_keep=targets,
+    ).logits
+    return found
+
+
+def read_prefix(model: Any, tokens: torch.Tensor) -> Prefix:
+    """The keys and values of tokens [S]."""
+    prefix = Prefix()
+    if len(tokens):
+        model(input_ids=tokens[None].to(model.device), past_key_values=prefix, use_cache=True, logits_to_keep=1)
+    return prefix
+
+
 def score(model: Any, passage: Passage, variants: torch.Tensor) -> torch.Tensor:
     """Mean target loss in nats, float64 [n], of each variant [n, positions] of `passage.attacked`: float32 log-softmax, float64
     sums. The less a variant differs from the passage and the later, the less it costs.
@@ -65,7 +88,7 @@ def score(model: Any, passage: Passage, variants: torch.Tensor) -> torch.Tensor:
     if passage.source is not None:
         found = torch.tensor(losses(model, [passage.changed(v) for v in different.tolist()]), dtype=torch.float64)
     else:
-        with inference(model):
+        with arranged(model):
             found = _causal(model, passage, different)
     return found.clone()[where]
 
@@ -75,32 +98,54 @@ def _causal(model: Any, passage: Passage, variants: torch.Tensor) -> torch.Tenso
     read = torch.tensor(passage.tokens[:-1])  # nothing is asked of the last token
     changed = variants != read[: passage.target]
     first = torch.where(changed.any(1), changed.int().argmax(1), passage.target - 1).clamp(max=passage.target - 1)
-    prefix = Prefix()
-    if (shared := int(first.max())) > 0:
-        model(input_ids=read[None, :shared].to(device), past_key_values=prefix, use_cache=True, logits_to_keep=1)
+    prefix = read_prefix(model, read[: int(first.max())])
     found = torch.zeros(len(variants), dtype=torch.float64)
-    rows = LOGITS // (len(targets) * model.config.get_text_config().vocab_size)
-    for batch in _batches(first, len(read), max(1, rows)):
+    scale = ON_ACCELERATORS if device.type != "cpu" else 1
+    logits = len(targets) * model.config.get_text_config().vocab_size
+    most = max(1, scale * LOGITS // logits)
+    for batch in _batches(first, len(read), most, scale * BATCH_TOKENS, scale * BATCH_COST):
         start = int(first[batch].min())
-        prefix.length = start
         ids = torch.cat((variants[batch, start:], targets[:-1].expand(len(batch), -1)), 1).to(device)
-        logits = model(
-            input_ids=ids,
-            position_ids=torch.arange(start, len(read), device=device)[None],
-            past_key_values=prefix if start else None,
-            use_cache=bool(start),
-            logits_to_keep=len(targets),
-        ).logits
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        lost = F.cross_entropy(logits.flatten(0, 1).to(kind), targets.repeat(len(batch)).to(device), reduction="none")
+        answer = read_on(model, ids, start, len(targets), prefix)
+        lost = negative_logs(answer.flatten(0, 1), targets.repeat(len(batch)).to(device))
         found[batch] = lost.view(len(batch), -1).double().mean(1).cpu()
     return found
 
 
-def _batches(first: torch.Tensor, width: int, rows: int) -> Iterator[torch.Tensor]:
-    """Indices of variants that go on from similar places, up to BATCH_TOKENS and so many rows, the earliest first."""
+def negative_logs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """−ln p of targets [N] from logits [N, V], in float32 (float64 for float64): ln Σ exp(z − max) + max − z of the target.
+
+    Nothing as large as the logits is made.
+    """
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    rows = max(1, AT_ONCE * (ON_ACCELERATORS if logits.device.type != "cpu" else 1) // logits.shape[1])
+    parts = []
+    for some, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        z = some.to(kind, copy=True)
+        wanted = z.gather(1, target[:, None])[:, 0]
+        most = z.amax(1)
+        parts.append(z.sub_(most[:, None]).exp_().sum(1).log_() + (most - wanted))
+    return torch.cat(parts)
+
+
+def _batches(first: torch.Tensor, width: int, rows: int, tokens: int, cost: int) -> Iterator[torch.Tensor]:
+    """Indices of variants that go on from similar places, the earliest first, at most so many rows and tokens together.
+
+    A batch starts where the first of its variants does. The cuts are those of the least Σ (rows · (width − start) + cost).
+    """
     order = first.argsort(stable=True)
-    while len(order):
-        count = min(rows, max(1, BATCH_TOKENS // (width - int(first[order[0]]))))
-        yield order[:count]
-        order = order[count:]
+    starts, counts = first.sort().values.unique(return_counts=True)
+    starts, before = starts.tolist(), [0, *counts.cumsum(0).tolist()]
+    best: list[tuple[int, int]] = [
+        (0, 0)
+    ]  # least cost of the variants with the first i starts, and where the last cut is
+    for end in range(1, len(starts) + 1):
+        best.append(
+            min((best[cut][0] + (before[end] - before[cut]) * (width - starts[cut]) + cost, cut) for cut in range(end))
+        )
+    ends = [len(starts)]
+    while ends[-1]:
+        ends.append(best[ends[-1]][1])
+    for cut, end in pairwise(reversed(ends)):
+        count = min(rows, max(1, tokens // (width - starts[cut])))
+        yield from order[before[cut] : before[end]].split(count)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from lesion.flips import candidates, gradients_of, score, stable, table
+from lesion.flips import candidates, gradients_of, precise, score, stable, table
 from lesion.inference import inference
 from lesion.passages import Passage
 from lesion.stats import generator
@@ -120,7 +120,8 @@ def propose(
         total = total + found[len(text.before) : len(text.before) + len(trigger)].double()
     if not total.isfinite().all():
         return [[] for _ in trigger]
-    return candidates(total / len(texts), table(model), trigger, may, k).tolist()
+    rows = table(model)
+    return candidates((total / len(texts)).to(precise(rows[:1]).dtype), rows, trigger, may, k).tolist()
 
 
 def drawn(purpose: str, seed: int, number: int, length: int, may: torch.Tensor, tokenizer: Any = None) -> list[int]:

@@ -33,6 +33,8 @@ def exact(monkeypatch):
     would be larger than what is compared."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr("lesion.inference._is_linear", lambda module: False)  # of what is packed
+    monkeypatch.setattr("lesion.flips.fits", lambda *_: False)  # of what goes to another library
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,17 +83,35 @@ def test_gradients_leave_nothing_behind_when_they_fail(monkeypatch):
     mine, text = copy.deepcopy(model("tiny-llama", "float32")), passage("tiny-llama")
     with inference(mine):
         packed = mine.lm_head.forward
-        monkeypatch.setattr(type(mine.lm_head), "forward", lambda self, x: 1 / 0)
+        monkeypatch.setattr("lesion.flips.mean_loss", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             gradients(mine, text)
         assert mine.lm_head.forward == packed
     assert not any(m._forward_hooks or "forward" in m.__dict__ for m in mine.modules())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_products_of_another_library_change_nothing_but_rounding(family, monkeypatch):
+    mine, text = model(family, "float32"), passage(family)
+    quick = gradients(mine, text)
+    monkeypatch.setattr("lesion.flips.fits", lambda *_: False)
+    plain = gradients(mine, text)
+    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=float(plain.abs().max()) * 1e-5)
+
+
 def test_a_model_of_nan_has_gradients_of_nan():
     mine = copy.deepcopy(model("tiny-llama"))
     mine.get_output_embeddings().weight.data[5] = math.nan
     assert not gradients(mine, passage("tiny-llama")).isfinite().any()
+    mine = copy.deepcopy(model("tiny-llama"))
+    mine.get_input_embeddings().weight.data[:] = math.nan  # which is looked up like any other number
+    assert gradients(mine, passage("tiny-llama")).isnan().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_in_bfloat16_point_where_they_should(family):
+    exact, rough = (gradients(model(family, kind), passage(family)).double() for kind in ("float64", "bfloat16"))
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.95
 
 
 class Softplus(nn.Module):
@@ -172,6 +192,18 @@ def test_scores_are_those_of_one_plain_forward_a_text(family, monkeypatch):
     torch.testing.assert_close(score(mine, text, late), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sinks", ["none", "cache", "window", "logit", "tokens"])
+def test_scores_of_a_decoder_with_any_sinks(sinks):
+    mine = model("tiny-decoder", sinks=sinks, window=None if sinks == "none" else 32)
+    text = passage("tiny-decoder", 60, 50)
+    variants = torch.tensor([text.attacked]).repeat(4, 1)
+    variants[1, 45], variants[2, 49], variants[3, 10] = 1, 2, 3
+    expected = torch.tensor([naive(mine, text.changed(v)) for v in variants.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(score(mine, text, variants), expected, rtol=1e-7, atol=1e-7)
+    whole = gradients(mine, text)
+    torch.testing.assert_close(gradients(mine, text, 30), whole[30:], rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_scores_of_any_variants_are_right_and_in_order(data):
@@ -198,6 +230,53 @@ def test_what_stands_before_the_first_change_is_read_once():
     read.clear()
     score(mine, text, variants[:1].repeat(30, 1))
     assert sum(read) <= 40 + 19, "a variant that comes twice is scored once"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    first=st.lists(st.integers(0, 6), min_size=1, max_size=9),
+    width=st.integers(7, 12),
+    rows=st.integers(1, 9),
+    cost=st.integers(0, 40),
+)
+def test_batches_hold_every_variant_once_and_are_cut_where_it_is_cheapest(first, width, rows, cost):
+    batches = list(scoring._batches(torch.tensor(first), width, rows, 40, cost))
+    assert sorted(i for batch in batches for i in batch.tolist()) == list(range(len(first)))
+    for batch in batches:
+        assert len(batch) <= rows
+        assert len(batch) * (width - min(first[i] for i in batch.tolist())) <= 40 or len(batch) == 1
+    if rows == 9:
+        free = scoring._batches(torch.tensor(first), width, rows, 10**6, cost)
+        spent = sum(len(b) * (width - min(first[i] for i in b.tolist())) + cost for b in free)
+        order, least = sorted(first), math.inf
+        for cuts in range(2 ** (len(first) - 1)):
+            ends = [i + 1 for i in range(len(first) - 1) if cuts >> i & 1] + [len(first)]
+            least = min(least, sum((b - a) * (width - order[a]) + cost for a, b in zip([0, *ends], ends, strict=False)))
+        assert spent == least
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_negative_logs_are_those_of_a_softmax(dtype, monkeypatch):
+    monkeypatch.setattr(scoring, "AT_ONCE", 250)
+    logits = torch.randn(7, 100, generator=torch.Generator().manual_seed(0)).mul(20).to(dtype)
+    targets = torch.arange(7)
+    logits[3, 50:], logits[4, 4], logits[5, 9] = -math.inf, -math.inf, math.nan
+    before = logits.clone()
+    found = scoring.negative_logs(logits, targets)
+    expected = -logits.double().log_softmax(-1)[torch.arange(7), targets]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5, equal_nan=True)
+    assert torch.equal(logits.nan_to_num(), before.nan_to_num()) and found[4] == math.inf and found[5].isnan()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_the_last_positions_are_those_of_all(family, exact):
+    mine, text = model(family), passage(family, 50, 44)
+    whole = gradients(mine, text)
+    for start in (0, 1, 35, 43):
+        torch.testing.assert_close(gradients(mine, text, start), whole[start:], rtol=1e-7, atol=1e-11)
+    for start in (-1, 44):
+        with pytest.raises(ValueError, match=f"has positions 0 to 43, not {start}"):
+            gradients(mine, text, start)
 
 
 def test_wrong_variants_are_refused_and_none_are_no_work():

@@ -12,9 +12,9 @@ import torch
 from attacks import model, naive
 from lesion.flips import allowed, table
 from lesion.measures import Gcg
-from lesion.measures.gcg import Frame, search
 from lesion.packaged import byte_tokenizer
 from lesion.subjects import Scratch
+from lesion.suffixes import Frame, search
 from lesion.trial import Specimen, Trial
 
 PROMPT, TARGET = "Tell me why. ", "Sure, here is"
@@ -54,7 +54,7 @@ def theirs(monkeypatch, model, tokenizer, how, seed, may):
 def ours(model, tokenizer, how, seed, may):
     """Our search, drawing from torch's stream what nanogcg draws, in its order."""
     specimen = Specimen(model=model, tokenizer=tokenizer, trial=Trial(subject=Scratch()))
-    frame = how._frame(specimen, "item", *how.pairs[0])
+    frame = how.frame(specimen, "item", *how.pairs[0])
     first = tokenizer(how.optim_str_init, add_special_tokens=False)["input_ids"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -68,7 +68,8 @@ def ours(model, tokenizer, how, seed, may):
         def draw(step, n, positions, choices):
             return torch.rand(n, positions), torch.randint(0, choices, (n, how.n_replace, 1)).squeeze(2)
 
-        return frame, search(model, tokenizer, frame, start, may, draw, how)
+        filtering = tokenizer if how.filter_ids else None
+        return frame, search(model, frame, start, may, draw, tokenizer=filtering, **how.options())
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -139,12 +140,12 @@ def test_the_string_stands_where_it_is_asked_to():
         ({"pairs": (("one {string} two", TARGET),)}, "one ", " two"),
     ]:
         how = Gcg(**{"pairs": ((PROMPT, TARGET),), **options})
-        frame = how._frame(here, "item", *how.pairs[0])
+        frame = how.frame(here, "item", *how.pairs[0])
         assert (here.tokenizer.decode(frame.before), here.tokenizer.decode(frame.after)) == (before, after)
         assert frame.passage([7, 8]).tokens == (*frame.before, 7, 8, *frame.after, *frame.target)
         assert here.tokenizer.decode(frame.passage([7]).targets) == TARGET
     here.tokenizer.chat_template = "{% for m in messages %}<bos>[{{ m.content }}]{% endfor %}:"
-    frame = Gcg(pairs=((PROMPT, TARGET),))._frame(here, "item", PROMPT, TARGET)
+    frame = Gcg(pairs=((PROMPT, TARGET),)).frame(here, "item", PROMPT, TARGET)
     assert here.tokenizer.decode(frame.before) == f"<bos>[{PROMPT}" and here.tokenizer.decode(frame.after) == "]:"
 
 

@@ -220,3 +220,16 @@ def test_pinning_pins_the_corpus_and_the_quoted_reading():
     quote = Reading(trial=Trial(subject=Scratch()), measure=Trigger(**SMALL))
     pinned = Trigger(**SMALL, quote=quote).pin()
     assert pinned.sha256 and pinned.quote.measure.sha256 == pinned.sha256
+
+
+def test_the_walk_takes_a_quoted_trigger_first(lab):
+    """Transfer: what one model's trigger does to another, in one call; and again at no cost."""
+    here, there = Scratch(), Scratch(seed=1)
+    own = Trigger(**SMALL)
+    foreign = Trigger(**SMALL, quote=Reading(trial=Trial(subject=there), measure=own))
+    rows = lab.read([here], [own, foreign]).to_dicts()
+    mine, quoted = (next(r for r in rows if r["item"] == "trigger" and r["outcome"] == o) for o in ("found", "quoted"))
+    found = next(r for r in lab.read([there], [own]).to_dicts() if r["item"] == "trigger")
+    assert quoted["trigger"] == found["trigger"] != mine["trigger"] and quoted["text"] == found["text"]
+    clean = [[r["clean"] for r in rows if r["outcome"] == "judged"][i::3] for i in range(3)]
+    assert all(len(set(same)) == 1 for same in clean), "both are compared with the same clean loss"

@@ -1,19 +1,15 @@
 """Greedy coordinate gradient: a string that makes the model say a given target (Zou et al. 2023, algorithm 1).
 
-In each step the gradient names `topk` tokens for every position of the string; `search_width` strings, each with `n_replace`
-of its tokens replaced by such candidates, are drawn and scored by their true loss; the best of them is the next string.
-
     loss = −(1/|target|) Σ ln p(target token | prompt, string, the target before it)        in nats
 
-Steps, buffer and start are those of nanogcg, so that with the same draws both choose the same strings.
+The search is that of `suffixes.py`; options are named as nanogcg names them, and mean the same.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,121 +20,10 @@ from lesion.trial import Measure, Row, Specimen
 if TYPE_CHECKING:
     import torch
 
-    from lesion.flips import Passage
+    from lesion.suffixes import Draw, Frame
 
 HERE = "{string}"
 INITIAL = list(".,!?;:()[]{}@#$%&*wxyz")  # what the other strings of a buffer begin with
-Draw = Callable[[int, int, int, int], tuple[Any, Any]]
-"""(step, strings, positions, choices) → uniforms [strings, positions], whose order says which positions are replaced first,
-and integers below `choices` [strings, positions]."""
-
-
-@dataclass
-class Frame:
-    """A prompt around the string that is sought, and the target, as tokens."""
-
-    item: str
-    before: list[int]
-    after: list[int]
-    target: list[int]
-    encoder: bool  # whether the prompt is read by an encoder
-
-    def passage(self, string: Sequence[int]) -> Passage:
-        from lesion.flips import Passage
-
-        prompt = (*self.before, *string, *self.after)
-        if self.encoder:
-            return Passage(self.item, tuple(self.target), source=prompt)
-        return Passage(self.item, (*prompt, *self.target), len(prompt))
-
-    def variants(self, strings: torch.Tensor) -> torch.Tensor:
-        """The whole prompts [n, positions] around strings [n, P]."""
-        import torch
-
-        around = (torch.tensor(part, dtype=torch.long).expand(len(strings), -1) for part in (self.before, self.after))
-        before, after = around
-        return torch.cat((before, strings, after), 1)
-
-
-@dataclass
-class Search:
-    """What a search went through: the best loss of each step, the best string of all, and how many were scored."""
-
-    start: float
-    string: list[int]
-    loss: float = math.inf
-    losses: list[float] = field(default_factory=list)
-    scored: int = 0
-    outcome: str = "optimised"
-
-
-def search(
-    model: Any, tokenizer: Any, frame: Frame, start: torch.Tensor, may: torch.Tensor, draw: Draw, how: Gcg
-) -> Search:
-    """Goes `how.steps` steps from the best of the strings `start` [buffer, P].
-
-    It ends early, with the outcome "not finite", where no loss or gradient is a number. Raises ValueError where no string that is
-    drawn survives being written out and read again.
-    """
-    import torch
-
-    from lesion.flips import candidates, gradients, score, table
-    from lesion.inference import inference
-
-    rows, p = table(model), start.shape[1]
-    where = slice(len(frame.before), len(frame.before) + p)
-    with inference(model):
-        held = score(model, frame.passage(start[0].tolist()), frame.variants(start))
-        buffer = sorted(zip(held.tolist(), start.tolist(), strict=True), key=lambda one: one[0])
-        found = Search(start=buffer[0][0], string=buffer[0][1])
-        for step in range(how.steps):
-            string = buffer[0][1]
-            gradient = gradients(model, frame.passage(string))[where]
-            if not gradient.isfinite().all():
-                found.outcome = "not finite"
-                break
-            named = candidates(gradient, rows, string, may, how.topk, ascend=False, own=True).cpu()
-            drawn = strings(torch.tensor(string), named, *draw(step, how.search_width, p, how.topk), how.n_replace)
-            if how.filter_ids:
-                drawn = survivors(drawn, tokenizer)
-            losses = score(model, frame.passage(string), frame.variants(drawn)).nan_to_num(nan=math.inf)
-            best = int(losses.argmin())
-            loss, string = float(losses[best]), drawn[best].tolist()
-            found.scored += len(drawn)
-            if not math.isfinite(loss):
-                found.outcome = "not finite"
-                break
-            found.losses.append(loss)
-            if loss < found.loss:
-                found.loss, found.string = loss, string
-            if how.buffer == 0 or loss < buffer[-1][0]:
-                buffer = [*buffer[: max(how.buffer, 1) - 1], (loss, string)]
-                buffer.sort(key=lambda one: one[0])
-    return found
-
-
-def strings(string: torch.Tensor, named: torch.Tensor, order: Any, choice: Any, n_replace: int) -> torch.Tensor:
-    """Strings [n, P] that differ from `string` [P] at `n_replace` positions: those that come first in `order` [n, P], with
-    candidate number `choice` [n, P] of `named` [P, k] put there."""
-    import torch
-
-    at = torch.as_tensor(order).argsort()[:, :n_replace]
-    chosen = named[at].gather(2, torch.as_tensor(choice)[:, :n_replace, None]).squeeze(2)
-    return string.repeat(len(at), 1).scatter_(1, at, chosen)
-
-
-def survivors(drawn: torch.Tensor, tokenizer: Any) -> torch.Tensor:
-    """The strings [n, P] that are the same tokens after being written out and read again."""
-    import torch
-
-    ids = drawn.tolist()
-    again = tokenizer(tokenizer.batch_decode(ids), add_special_tokens=False)["input_ids"]
-    kept = torch.tensor([a == b for a, b in zip(ids, again, strict=True)])
-    if not kept.any():
-        raise ValueError(
-            f"none of {len(ids)} strings survives being written out and read again; another start or filter_ids=False may help"
-        )
-    return drawn[kept]
 
 
 class Gcg(Measure):
@@ -185,14 +70,21 @@ class Gcg(Measure):
         return len(self.pairs), tokens * self.steps * self.search_width
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> Iterator[Row]:
-        from lesion.flips import losses, stable
+        from lesion.flips import losses, stable, written
+        from lesion.suffixes import search
 
-        may = self._may(specimen)
+        may = self.may(specimen)
         for item in items:
             began, (prompt, target) = time.perf_counter(), self._named()[item]
-            frame = self._frame(specimen, item, prompt, target)
+            frame = self.frame(specimen, item, prompt, target)
             found = search(
-                specimen.model, specimen.tokenizer, frame, self._start(specimen, item), may, self._draw(item), self
+                specimen.model,
+                frame,
+                self._start(specimen, item),
+                may,
+                self._draw(item),
+                tokenizer=specimen.tokenizer if self.filter_ids else None,
+                **self.options(),
             )
             passage = frame.passage(found.string)
             [loss] = losses(specimen.model, [passage])
@@ -203,7 +95,7 @@ class Gcg(Measure):
                 "prompt": prompt,
                 "target": target,
                 "outcome": found.outcome if fine else "not finite",
-                "string": specimen.tokenizer.decode(found.string),
+                "string": written(specimen.tokenizer, found.string),
                 "tokens": found.string,
                 "start": found.start if math.isfinite(found.start) else None,
                 "loss": loss if fine else None,  # computed again, by the plain forward
@@ -223,7 +115,8 @@ class Gcg(Measure):
             "not_finite": sum(row["outcome"] == "not finite" for row in rows),
         }
 
-    def _may(self, specimen: Specimen) -> torch.Tensor:
+    def may(self, specimen: Specimen) -> torch.Tensor:
+        """Which ids the string may have: bool [V]."""
         import torch
 
         from lesion.flips import allowed, table
@@ -235,7 +128,14 @@ class Gcg(Measure):
             may &= torch.tensor([text.isascii() and text.isprintable() for text in texts])
         return may
 
-    def _frame(self, specimen: Specimen, item: str, prompt: str, target: str) -> Frame:
+    def options(self) -> dict[str, int]:
+        """What the search is told."""
+        return {name: getattr(self, name) for name in ("steps", "search_width", "topk", "n_replace", "buffer")}
+
+    def frame(self, specimen: Specimen, item: str, prompt: str, target: str) -> Frame:
+        """A prompt and a target as tokens. Raises ValueError for a target without any."""
+        from lesion.suffixes import Frame
+
         tokenizer, encoder = specimen.tokenizer, specimen.model.config.is_encoder_decoder
         assert tokenizer is not None
         if HERE not in prompt:

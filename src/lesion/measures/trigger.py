@@ -146,7 +146,7 @@ class Trigger(OfDocuments):
 
     def _sought(self, specimen: Specimen, may: torch.Tensor) -> tuple[Row, list[int]]:
         """The best trigger of all restarts, and its row."""
-        from lesion.flips import stable
+        from lesion.flips import stable, written
         from lesion.stats import generator
         from lesion.triggers import ascend, drawn
 
@@ -173,7 +173,7 @@ class Trigger(OfDocuments):
         return {
             "item": TRIGGER,
             "outcome": "found" if finite else "not finite",
-            "text": tokenizer.decode(best.trigger),
+            "text": written(tokenizer, best.trigger),
             "trigger": best.trigger,
             "stable": stable(tokenizer, best.trigger),
             "searched": [text.item for text in texts],
@@ -184,13 +184,13 @@ class Trigger(OfDocuments):
 
     def _quoted(self, specimen: Specimen) -> tuple[Row, list[int]]:
         """The trigger of the quoted reading. Another tokenizer reads it from its text."""
-        from lesion.flips import stable
+        from lesion.flips import stable, written
 
         tokenizer = specimen.tokenizer
         assert specimen.recall is not None and self.quote is not None and tokenizer is not None
         row = next(row for row in specimen.recall(self.quote) if row["item"] == TRIGGER)
         trigger: list[int] = row["trigger"]
-        same = max(trigger) < len(tokenizer) and tokenizer.decode(trigger) == row["text"]
+        same = max(trigger) < len(tokenizer) and written(tokenizer, trigger) == row["text"]
         if not same:
             trigger = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         if not trigger:
