@@ -138,20 +138,28 @@ def looked_up(model: Any) -> Iterator[list[tuple[torch.Tensor, Any]]]:
 
 
 def candidates(
-    gradient: torch.Tensor, rows: torch.Tensor, tokens: Sequence[int], may: torch.Tensor, k: int, *, ascend: bool = True
+    gradient: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: Sequence[int],
+    may: torch.Tensor,
+    k: int,
+    *,
+    ascend: bool = True,
+    own: bool = False,
 ) -> torch.Tensor:
     """For each position the k allowed ids whose first-order change of the loss is largest (or least, descending): ids [P, k],
     the best first. gradient [P, d], rows [V, d] of the embedding, tokens [P], may [V].
 
-    A position's own token is no candidate. Raises ValueError where fewer than k + 1 ids are allowed.
+    A position's own token is a candidate only where `own` says so. Raises ValueError where too few ids are allowed.
     """
-    if not 1 <= k < int(may.sum()):
-        raise ValueError(f"{k} candidates were asked for; {int(may.sum())} ids are allowed, the present one among them")
+    if not 1 <= k <= (most := int(may.sum()) - (not own)):
+        raise ValueError(f"{k} candidates for a position were asked for; there are {most} allowed ids to choose from")
     kind = torch.promote_types(gradient.dtype, torch.float32)
     change = gradient.to(kind) @ rows.to(kind).T  # e_t·g is the same for all candidates of a position
     change = change if ascend else -change
     change[:, ~may.to(change.device)] = -torch.inf
-    change.scatter_(1, torch.tensor(tokens, device=change.device)[:, None], -torch.inf)
+    if not own:
+        change.scatter_(1, torch.tensor(tokens, device=change.device)[:, None], -torch.inf)
     found: torch.Tensor = change.topk(k).indices
     return found
 

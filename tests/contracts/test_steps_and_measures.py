@@ -54,6 +54,18 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "displacement": [measures.Displacement(reference=HEALTHY, documents=2, tokens=40).pin()],
     "surprisal": [measures.Surprisal(of=TEXTS)],
     "attention": [measures.Attention(documents=2, tokens=40, grid=5).pin()],
+    "gcg": [
+        measures.Gcg(pairs=(("Say yes. ", "Yes"),), optim_str_init="x x", steps=2, search_width=6, topk=4),
+        measures.Gcg(
+            pairs=(("a", "b"), ("{string}c", "d")), optim_str_init="x y", steps=1, search_width=4, topk=4, buffer=2
+        ),
+    ],
+    "trigger": [
+        measures.Trigger(
+            searched=1, documents=2, tokens=16, length=2, restarts=2, iterations=2, topk=3, controls=1, manner=m
+        ).pin()
+        for m in ("gradient", "coordinate")
+    ],
     "judge": [measures.Judge(of=TEXTS, endpoint="http://localhost:9/v1", model="m", rubric=r) for r in RUBRICS],
     "hotflip": [
         *(measures.Hotflip(**HOTFLIP, manner=m).pin() for m in ("described", "iterative", "random", "query")),
@@ -65,7 +77,7 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     "prose": [measures.Prose(of=TEXTS)],
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation"}
+OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger"}
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}

@@ -10,7 +10,7 @@ import torch
 from lesion import packaged
 from lesion.excerpts import spoken
 from lesion.flips import allowed, stable, table
-from lesion.measures import Attacked, Generation, Hotflip, Perplexity, Prose, Surprisal
+from lesion.measures import Attacked, Generation, Hotflip, Perplexity, Prose, Surprisal, Trigger
 from lesion.steps import Noise
 from lesion.subjects import Scratch
 from lesion.trial import Reading, Trial
@@ -295,7 +295,7 @@ def test_attacked_answers_are_what_the_model_writes_after_the_changed_tokens(fam
         assert sum(a != b for a, b in zip(row["read"], attacks[row["item"]]["tokens"], strict=True)) == 1
 
 
-def test_an_attack_that_changes_nothing_changes_no_answer_and_a_trigger_stands_before_the_words():
+def test_an_attack_that_changes_nothing_changes_no_answer():
     here = specimen(chat=True)
     asking = Generation(prompts=5, new_tokens=10, seed=3, batch=2).pin()
     clean = Reading(trial=here.trial, measure=asking)
@@ -323,6 +323,25 @@ def test_an_attack_that_changes_nothing_changes_no_answer_and_a_trigger_stands_b
     idle[0]["tokens"] = idle[0]["tokens"][::-1]
     with pytest.raises(ValueError, match="not the same tokens here as in the attack"):
         read(here, Attacked(clean=clean, attack=flips))
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_a_trigger_stands_before_the_askers_words(chat):
+    here = specimen(chat=chat)
+    asking = Generation(prompts=3, new_tokens=6, seed=3).pin()
+    clean = Reading(trial=here.trial, measure=asking)
+    sought = Trigger(searched=1, documents=1, tokens=16, length=3, restarts=1, iterations=1, topk=3, controls=1).pin()
+    attack = Reading(trial=here.trial, measure=sought)
+    trigger = read(here, sought)[0]["trigger"]
+    rows, answers = read(here, Attacked(clean=clean, attack=attack)), read(here, asking)
+    assert len(rows) == len(answers) == 3 and len(trigger) == 3
+    said = here.tokenizer.decode(trigger)
+    for row, before in zip(rows, answers, strict=True):
+        assert row["asked"] == said + before["asked"]
+        whole = f"<bos>user: {row['asked']}<eos>\n<bos>assistant: " if chat else row["asked"]
+        assert here.tokenizer.decode(row["read"]) == whole
+    with pytest.raises(ValueError, match="'trigger' has no flips, so flips=2 means nothing"):
+        Attacked(clean=clean, attack=attack, flips=2)
 
 
 def test_an_answer_that_repeats_the_attack_is_no_right_answer(tmp_path):
