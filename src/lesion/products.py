@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from lesion.constraints import class_of, signed
 from lesion.inference import additive, fused_attention
 
 LONGEST = 512  # tokens of a row up to which attention goes by its formula: beyond, its scores would fill the memory
@@ -123,7 +124,7 @@ AttentionMaskInterface.register("lesion-train", sdpa_mask)  # without it transfo
 def fast_products(model: PreTrainedModel) -> Iterator[None]:
     """Linear layers of a model go through `linear`, and attention that was torch's fused one through `attention`, for the
     length of a `with` block. Layers that are not exactly `nn.Linear`, or that somebody has patched or parametrized, keep
-    their own forward."""
+    their own forward, unless it is we who hold their weights to a sign."""
     before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     ours = before == "sdpa" and model.device.type == "cpu" and not model.config.is_encoder_decoder
     if ours:
@@ -131,7 +132,9 @@ def fast_products(model: PreTrainedModel) -> Iterator[None]:
     patched = [
         m
         for m in model.modules()
-        if type(m) is nn.Linear and "forward" not in m.__dict__ and "parametrizations" not in m._modules
+        if class_of(m) is nn.Linear
+        and "forward" not in m.__dict__
+        and ("parametrizations" not in m._modules or signed(m))
     ]
     for module in patched:
         module.__dict__["forward"] = types.MethodType(lambda self, x: linear(x, self.weight, self.bias), module)

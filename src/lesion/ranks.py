@@ -19,18 +19,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from lesion.distilling import sum_of_mixed_losses
 from lesion.loss import routers, sum_of_losses
+
+Teacher = tuple[Any, float]  # a model to learn from, and its share of the loss
 
 
 class _Loss(nn.Module):
     """Σ −ln p, and what experts add to a mean loss, as a module: what hooks of the wrappers hang on."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, teacher: Teacher | None):
         super().__init__()
         self.model = model
+        self.teacher = None if teacher is None else (teacher,)  # not a part of this module, whose weights are trained
 
     def forward(self, *batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
-        total = sum_of_losses(self.model, *batch)
+        if self.teacher is not None and self.model.training:
+            total = sum_of_mixed_losses(self.model, *self.teacher[0], *batch)
+        else:
+            total = sum_of_losses(self.model, *batch)
         return total, 0.0 if (model := routers(self.model)) is None else model.router_loss()
 
 
@@ -39,10 +46,10 @@ class Alone:
 
     rank, world = 0, 1
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, teacher: Teacher | None = None):
         self.model = self.vessel = model
         self.device = next(model.parameters()).device
-        self.loss: Any = _Loss(model)
+        self.loss: Any = _Loss(model, teacher)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.model.named_parameters()
@@ -80,13 +87,13 @@ class Alone:
 class Copies(Alone):
     """Several processes, each with all weights (DDP)."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, teacher: Teacher | None = None):
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
 
         super().__init__(model)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.loss = DistributedDataParallel(_Loss(model))  # which gives all the weights of the first
+        self.loss = DistributedDataParallel(_Loss(model, teacher))  # which gives all the weights of the first
 
     def total(self, value: float) -> float:
         import torch.distributed as dist
@@ -108,14 +115,14 @@ class Copies(Alone):
 class Shards(Copies):
     """Several processes that share out the weights, their gradients and the optimizer's state (FSDP2)."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, teacher: Teacher | None = None):
         import torch.distributed as dist
         from torch.distributed.fsdp import fully_shard
 
         Alone.__init__(self, model)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.model = copy.deepcopy(model)  # the vessel keeps its structure, and gets the weights back
-        self.loss = _Loss(self.model)
+        self.loss = _Loss(self.model, teacher)
         kinds = set(getattr(model, "_no_split_modules", None) or ())
         for module in self.model.modules():
             if type(module).__name__ in kinds:
@@ -172,12 +179,12 @@ def environment(
     }
 
 
-def enter(model: Any) -> Alone:
+def enter(model: Any, teacher: Teacher | None = None) -> Alone:
     """The way this process was started says how it trains."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Alone(model)
+        return Alone(model, teacher)
     from accelerate import PartialState
 
     PartialState(cpu=next(model.parameters()).device.type == "cpu")  # starts the group of processes
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-    return Shards(model) if sharded else Copies(model)
+    return Shards(model, teacher) if sharded else Copies(model, teacher)

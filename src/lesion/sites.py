@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from lesion.families import FAMILIES, Place, Tower
+from lesion.contents import Entry, contents, depth, is_bare, no_such, type_of, walk
+from lesion.families import Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,28 +72,6 @@ class Term:
     text: str
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One parameter's worth of a part: a line of the model's table of contents."""
-
-    tower: Tower
-    part: str
-    layer: int | None
-    place: Place
-
-    @property
-    def role(self) -> str:
-        return self.part.partition(".")[0]
-
-    @property
-    def heads(self) -> int | None:
-        if self.part in ("attention.query", "attention.output", "cross.query", "cross.output"):
-            return self.tower.heads
-        if self.part in ("attention.key", "attention.value", "cross.key", "cross.value"):
-            return self.tower.kv_heads
-        return None
-
-
 def resolve(model: PreTrainedModel, site: str, *, biases: bool = False) -> list[View]:
     """Views of all that an address means, in the model's reading order, each part of a parameter once.
 
@@ -100,7 +79,7 @@ def resolve(model: PreTrainedModel, site: str, *, biases: bool = False) -> list[
     where heads are chosen. Raises ValueError for an address that is malformed or matches nothing, for layers and heads
     that do not exist, and for weights that cannot be damaged in place: quantised, parametrized or wrapped ones.
     """
-    entries = _contents(model)
+    entries = contents(model)
     chosen: dict[int, set[int] | None] = {}  # line of the contents -> its heads, None for the whole
     for term in parse(site):
         for line, heads in _select(model, entries, term):
@@ -121,7 +100,7 @@ def resolve(model: PreTrainedModel, site: str, *, biases: bool = False) -> list[
 
 def parts(model: PreTrainedModel) -> list[str]:
     """All addresses that exist in this model, in reading order: the default ones, then those that need their tower."""
-    entries, found = _contents(model), []
+    entries, found = contents(model), []
     towers = list(dict.fromkeys(entry.tower for entry in entries))
     defaults = [tower for tower in towers if tower.default]
     groups = [("", defaults), *((f"{tower.name}/", [tower]) for tower in towers if [tower] != defaults)]
@@ -134,29 +113,8 @@ def parts(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def layer_count(model: PreTrainedModel, tower: str | None = None) -> int:
-    """Number of layers of a tower; where none is named, of the text model, or of an encoder and decoder that agree."""
-    towers = _towers(model)
-    if tower is not None and tower not in (known := [t.name for t in towers]):
-        raise ValueError(f"no tower {tower!r} in {_type(model)}; there are: {', '.join(known)}")
-    counts = {t.name: _depth(model, t) for t in towers if (t.default if tower is None else t.name == tower)}
-    if len(set(counts.values())) != 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"the towers of {_type(model)} differ in layers ({said}): name one")
-    return next(iter(counts.values()))
-
-
 _FIRST = ("embedding", "projection", "position", "attention", "cross", "mlp")
 _LAST = ("norm", "head")
-
-
-def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the text model, first to last. Raises ValueError where there are several towers of them."""
-    towers = [tower for tower in _towers(model) if tower.default and tower.layers]
-    if len(towers) != 1:
-        raise ValueError(f"{_type(model)} has no one stack of layers: {', '.join(t.name for t in towers) or 'none'}")
-    assert towers[0].layers is not None
-    return list(model.get_submodule(towers[0].layers).children())
 
 
 def _order(role: str) -> int:
@@ -201,10 +159,10 @@ def _members(ranges: tuple[tuple[int, int], ...], count: int, what: str, where: 
     return {i for first, last in ranges for i in range(first, last + 1)}
 
 
-def _select(model: PreTrainedModel, entries: list[_Entry], term: Term) -> Iterator[tuple[int, set[int] | None]]:
+def _select(model: PreTrainedModel, entries: list[Entry], term: Term) -> Iterator[tuple[int, set[int] | None]]:
     """Lines of the contents that a term means, each with its heads (None: the whole)."""
 
-    def meant(entry: _Entry) -> bool:
+    def meant(entry: Entry) -> bool:
         here = entry.tower.default if term.tower is None else entry.tower.name == term.tower
         if term.part is not None:
             return here and entry.part == f"{term.role}.{term.part}"
@@ -213,13 +171,13 @@ def _select(model: PreTrainedModel, entries: list[_Entry], term: Term) -> Iterat
     hits = [line for line, entry in enumerate(entries) if meant(entry)]
     if not hits:
         asked = re.split("[@:]", term.text)[0]
-        raise ValueError(f"no site {asked!r} in {_type(model)}; there are: {', '.join(parts(model))}")
+        raise ValueError(f"no site {asked!r} in {type_of(model)}; there are: {', '.join(parts(model))}")
     if term.layers is not None:
         hits = [line for line in hits if entries[line].layer is not None]
         if not hits:
-            raise ValueError(f"site {term.text!r} asks for layers, but in {_type(model)} {term.role!r} is in none")
+            raise ValueError(f"site {term.text!r} asks for layers, but in {type_of(model)} {term.role!r} is in none")
         layers = {
-            tower: _members(term.layers, _depth(model, tower), "layer", f"the {tower.name} tower", term)
+            tower: _members(term.layers, depth(model, tower), "layer", f"the {tower.name} tower", term)
             for tower in {entries[line].tower for line in hits}
         }
         hits = [line for line in hits if entries[line].layer in layers[entries[line].tower]]
@@ -232,80 +190,10 @@ def _select(model: PreTrainedModel, entries: list[_Entry], term: Term) -> Iterat
             raise ValueError(f"site {term.text!r} asks for heads, which only 'attention' and 'cross' have")
         if term.part is None and entry.tower.heads != entry.tower.kv_heads:
             raise ValueError(
-                f"site {term.text!r} is ambiguous: {_type(model)} has {entry.tower.heads} query and "
+                f"site {term.text!r} is ambiguous: {type_of(model)} has {entry.tower.heads} query and "
                 f"{entry.tower.kv_heads} key-value heads; name parts, as in '{term.role}.query:0+{term.role}.output:0'"
             )
         yield line, _members(term.heads, count, "head", entry.part, term)
-
-
-def _contents(model: PreTrainedModel) -> list[_Entry]:
-    """All weights of a model in reading order, as its family describes them."""
-    entries = []
-    for tower in _towers(model):
-        inside = [(layer, f"{tower.layers}.{layer}.", tower.inside) for layer in range(_depth(model, tower))]
-        for layer, prefix, shelf in [(None, "", tower.before), *inside, (None, "", tower.after)]:
-            for part, places in shelf.items():
-                for place in places if isinstance(places, tuple) else (places,):
-                    place = Place(place) if isinstance(place, str) else place
-                    place = Place(prefix + place.path, place.rows, place.groups, place.transposed)
-                    if not _absent(model, part, place.path):
-                        entries.append(_Entry(tower, part, layer, place))
-    return entries
-
-
-def _absent(model: nn.Module, part: str, path: str) -> bool:
-    """A model may lack its head, and a norm its weight; any other gap is an error when it is addressed."""
-    owner, rest = _walk(model, path)
-    if part == "head":
-        return bool(rest) and not _is_bare(owner, rest)
-    return part == "norm" and not rest and owner._parameters.get("weight", owner) is None
-
-
-def _towers(model: PreTrainedModel) -> tuple[Tower, ...]:
-    if (family := FAMILIES.get(_type(model))) is None:
-        raise ValueError(
-            f"no family {_type(model)!r}; there are: {', '.join(FAMILIES)}. "
-            "A new one is described in a few lines: see the head of lesion/families.py"
-        )
-    return family(model.config)
-
-
-def _type(model: PreTrainedModel) -> str:
-    return str(model.config.model_type)
-
-
-def _depth(model: nn.Module, tower: Tower) -> int:
-    if tower.layers is None:
-        return 0
-    module, rest = _walk(model, tower.layers)
-    if rest:
-        raise _no_such(model, tower.layers)
-    if not isinstance(module, nn.ModuleList):
-        raise ValueError(f"{tower.layers!r} should be the ModuleList of the layers, it is a {type(module).__name__}")
-    return len(module)
-
-
-def _walk(model: nn.Module, path: str) -> tuple[nn.Module, list[str]]:
-    """The deepest module on a path, and what is left of it: nothing if all of it exists."""
-    module, steps = model, path.split(".")
-    while steps and (child := module._modules.get(steps[0])) is not None:
-        module, steps = child, steps[1:]
-    return module, steps
-
-
-def _is_bare(owner: nn.Module, rest: list[str]) -> bool:
-    """Whether what is left of a path is the name of a parameter of its own."""
-    return len(rest) == 1 and rest[0] in owner._parameters
-
-
-def _no_such(model: nn.Module, path: str) -> ValueError:
-    owner, rest = _walk(model, path)
-    here = path[: -len(".".join(rest)) - 1] or type(model).__name__
-    has = ", ".join((*owner._modules, *owner._parameters)) or "nothing"
-    return ValueError(
-        f"lesion.families describes this family with {path!r}, but {here!r} ({type(owner).__name__}) has no "
-        f"{rest[0]!r}; it has: {has}. Give the whole language model, with its head and without wrappers (adapters)"
-    )
 
 
 def _own(owner: nn.Module, name: str, path: str) -> nn.Parameter:
@@ -325,14 +213,14 @@ def _own(owner: nn.Module, name: str, path: str) -> nn.Parameter:
 
 
 def _views(
-    model: nn.Module, entry: _Entry, heads: Set[int] | None, biases: bool, names: dict[int, str]
+    model: nn.Module, entry: Entry, heads: Set[int] | None, biases: bool, names: dict[int, str]
 ) -> Iterator[tuple[nn.Parameter, View]]:
     """One entry as views: of its weight and, if asked, of its bias; of runs of neighbours where heads are chosen."""
     path = entry.place.path
-    owner, rest = _walk(model, path)
-    bare = _is_bare(owner, rest)
+    owner, rest = walk(model, path)
+    bare = is_bare(owner, rest)
     if rest and not bare:
-        raise _no_such(model, path)
+        raise no_such(model, path)
     for kind in ("weight", "bias") if biases and not bare else ("weight",):
         if kind == "bias" and not (_has_bias(owner) and (heads is None or not entry.part.endswith(".output"))):
             continue
@@ -373,7 +261,7 @@ def _matrix(owner: nn.Module, parameter: nn.Parameter, place: Place, bare: bool)
     )
 
 
-def _oriented(tensor: torch.Tensor, entry: _Entry, bias: bool) -> tuple[torch.Tensor, int | None, tuple[int, ...]]:
+def _oriented(tensor: torch.Tensor, entry: Entry, bias: bool) -> tuple[torch.Tensor, int | None, tuple[int, ...]]:
     """Cuts a part out of [out, in] and splits off its heads; returns it with its axis of units and its output axes.
 
     Only `view` and slices are used, which fail where a copy would be needed.

@@ -67,9 +67,10 @@ class Supervised:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code = _child[-1].wait()
-        if code == UNFINISHED and _is_running(job.raw_job_id):  # else it was cancelled
+        # not raw_job_id: that of one element of an array is the number of the whole array
+        if code == UNFINISHED and _is_running(job.job_id):  # else it was cancelled
             if job.global_rank == 0:
-                subprocess.run(["scontrol", "requeue", job.raw_job_id], check=True, timeout=60)
+                subprocess.run(["scontrol", "requeue", job.job_id], check=True, timeout=60)
             time.sleep(300)  # the scheduler ends this process
         if code == UNFINISHED:
             raise RuntimeError("it was asked to end; what was read stays")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from lesion.fit import Perturb, Training, fit
+from lesion.fit import Training, fit
 from lesion.packing import Packed, pack
 from lesion.texts import Document, corpus, corpus_digest
 from lesion.trial import Specimen, Step
@@ -41,9 +41,9 @@ class TextTraining(Training, Step):
         """What is done before the first step, with the documents that are trained on. Returns facts for the ledger."""
         return {}
 
-    def perturbation(self, specimen: Specimen) -> Perturb | None:
-        """What is done to the rows of each step before they are learned; None: nothing."""
-        return None
+    def guidance(self, specimen: Specimen) -> dict[str, Any]:
+        """What else the loop is given: a teacher, what is done before each step, or to its rows."""
+        return {}
 
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         if specimen.model.config.is_encoder_decoder:
@@ -52,7 +52,7 @@ class TextTraining(Training, Step):
         facts = self.prepare(specimen, documents[self.skip :])
         data = packed(specimen, documents[self.skip :], self)
         held = packed(specimen, documents[: self.skip], self) if self.skip and self.eval_every else None
-        more: dict[str, Any] = {"held_out": held, "tell": specimen.tell, "perturb": self.perturbation(specimen)}
+        more = {"held_out": held, "tell": specimen.tell, **self.guidance(specimen)}
         if specimen.place is not None:
             return facts | fit(specimen.model, data, self, folder=specimen.place, **more)
         with tempfile.TemporaryDirectory() as folder:  # nobody will come back to it

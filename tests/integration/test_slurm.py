@@ -4,7 +4,6 @@ lab must come out byte for byte as the same study leaves it on this machine alon
 import io
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -97,14 +96,12 @@ def submitted(place, cluster, alone):
         "degrade": submit(place, "degrade", DEGRADE),
         "modern": submit(place, "modern", MODERN),
     }
-    slurm._until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved", 240)
+    cluster.until(lambda: list((place / "long").glob("states/.*.work/step-*")), "a checkpoint is saved")
     begun = logs(place / "long").count("\ntask 0: make")
     lost = {job for job, state in cluster.queue().items() if state == "RUNNING"}
     assert lost
     cluster.lose_node()
-    time.sleep(1)
-    cluster.start("slurmd", "-D")
-    slurm._until(lambda: logs(place / "long").count("\ntask 0: make") > begun, "it goes on after the power cut", 240)
+    cluster.until(lambda: logs(place / "long").count("\ntask 0: make") > begun, "it goes on after the power cut")
     cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     return said, lost
 
@@ -166,7 +163,7 @@ def test_no_secret_stays_in_job_scripts_pickles_logs_or_labs(place, submitted, f
 def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone, fault):
     lab = place / "cancelled"
     assert "submitted degrade-" in submit(place, "cancelled", DEGRADE)
-    slurm._until(lambda: "RUNNING" in cluster.queue().values(), "a job runs", 240)
+    cluster.until(lambda: "RUNNING" in cluster.queue().values(), "a job runs")
     again = ["submit", *DEGRADE.split(), "--lab", str(lab), "--profile", str(place / "profile.toml")]
     assert "still at work or waiting" in lesion(*again, code=2)
     assert "cancelled degrade-" in lesion("cancel", "--lab", str(lab))

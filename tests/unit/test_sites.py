@@ -37,8 +37,9 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
+from lesion.contents import layer_count
 from lesion.families import FAMILIES, Place, Tower
-from lesion.sites import View, layer_count, parse, parts, resolve
+from lesion.sites import View, parse, parts, resolve
 
 # Sizes differ from each other wherever a family allows it, so that no two axes can be confused.
 D, LAYERS, HEADS, KV, WIDTH, NEURONS, WORDS = 24, 3, 4, 2, 10, 40, 64

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field
 
+from lesion.contents import layers
 from lesion.likelihood import padded
-from lesion.sites import layers
 from lesion.texts import corpus, corpus_digest
 from lesion.trial import Measure, Row, Specimen, Trial
 

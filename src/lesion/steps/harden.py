@@ -13,7 +13,6 @@ from typing import Any, Self
 import torch
 from pydantic import Field, model_validator
 
-from lesion.fit import Perturb
 from lesion.texttraining import TextTraining
 from lesion.trial import Specimen
 
@@ -30,7 +29,7 @@ class Harden(TextTraining):
             raise ValueError(f"{self.flips} flips leave no token of a row of {self.length} as it was")
         return self
 
-    def perturbation(self, specimen: Specimen) -> Perturb:
+    def guidance(self, specimen: Specimen) -> dict[str, Any]:
         from lesion.flips import allowed, table
         from lesion.hardening import attacked_rows, harden
 
@@ -43,4 +42,4 @@ class Harden(TextTraining):
             chosen = attacked_rows(self.seed, step, self.batch, self.share)
             return harden(team, batch, chosen, self.flips, may, self.precision == "bfloat16", part)
 
-        return perturb
+        return {"perturb": perturb}

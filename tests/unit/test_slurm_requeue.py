@@ -1,0 +1,64 @@
+"""A job of an array puts itself back into the queue, and no other element of it."""
+
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from lesion import slurm
+from lesion.cli import UNFINISHED
+
+# The last element of an array has the number of the whole array as its own, and squeue lists all of that number.
+SQUEUE = """#!/bin/sh
+case "$*" in
+  *"-j 11_1 "*) echo RUNNING ;;
+  *"-j 12 "*) echo COMPLETING ;;
+  *) printf 'RUNNING\\nPENDING\\n' ;;
+esac
+"""
+SCONTROL = '#!/bin/sh\necho "$@" >> "$0.said"\n'
+
+
+class Gone(Exception):
+    """The scheduler has ended this process."""
+
+
+class Work:
+    def __init__(self, command, env):
+        self.pid = 1
+
+    def wait(self):
+        return UNFINISHED
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    for name, text in (("squeue", SQUEUE), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    for name, value in {"JOB_ID": "11", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    def sleep(seconds):
+        raise Gone
+
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(slurm, "subprocess", SimpleNamespace(Popen=Work, run=subprocess.run))
+    return tmp_path
+
+
+def test_an_element_of_an_array_requeues_itself_alone(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    with pytest.raises(Gone):
+        slurm.Supervised("folder", 1, False, requeues=9, notice=60)()
+    assert (commands / "scontrol.said").read_text() == "requeue 11_1\n"
+
+
+def test_a_job_that_was_cancelled_is_not_put_back(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with pytest.raises(RuntimeError, match="asked to end"):
+        slurm.Supervised("folder", 1, False, requeues=9, notice=60)()
+    assert not (commands / "scontrol.said").exists()
