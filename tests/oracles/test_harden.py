@@ -55,7 +55,7 @@ def test_a_batch_is_changed_in_the_rows_of_its_step_and_their_loss_rises():
     Heal(steps=40, batch=4, length=24, warmup=2, lr=1e-2, skip=20).pin().apply(
         here
     )  # so that there is something to break
-    perturb, before = HOW.perturbation(here), weights(here)
+    perturb, before = HOW.guidance(here)["perturb"], weights(here)
     special, raised = set(here.tokenizer.all_special_ids), []
     for step in range(6):
         clean = batch_of(here, step=step)
@@ -123,7 +123,7 @@ def test_the_loss_of_a_step_is_a_mean_over_what_is_scored(tmp_path):
     here.place = tmp_path
     HOW.apply(here)
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    ids, targets, mask, at = HOW.perturbation(twin)(Alone(twin.model), 0, batch_of(twin))
+    ids, targets, mask, at = HOW.guidance(twin)["perturb"](Alone(twin.model), 0, batch_of(twin))
     tokens = int((targets != IGNORE).sum())
     with torch.no_grad():
         want = float(sum_of_losses(twin.model, ids, targets, mask, at)) / tokens
@@ -136,7 +136,7 @@ def test_what_hardens_nothing_is_refused():
         Harden(length=24, flips=24)
     few = Harden(batch=4, share=0.1)
     with pytest.raises(ValueError, match=r"a share of 0\.1 of 4 rows is no row"):
-        few.perturbation(Scratch().load())
+        few.guidance(Scratch().load())
     Bench(here := Scratch(architecture="tiny-t5").load())
     with pytest.raises(ValueError, match="encoder-decoder"):
         HOW.apply(here)
