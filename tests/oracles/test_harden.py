@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lesion.bench import Bench
+from lesion.fit import fit
 from lesion.hardening import attacked_rows, harden, row_gradients
 from lesion.loss import IGNORE, sum_of_losses
 from lesion.measures import Hotflip
@@ -15,6 +16,9 @@ from lesion.steps import Harden, Heal
 from lesion.subjects import Scratch
 from lesion.texts import corpus
 from lesion.texttraining import packed
+from oracles import test_ranks as ranks
+from oracles.test_fit import HOW as FIT
+from oracles.test_fit import data, model
 
 HOW = Harden(steps=8, batch=4, length=24, warmup=2, lr=5e-3, skip=20, save_every=3, flips=3, share=0.5).pin()
 
@@ -129,6 +133,31 @@ def test_the_loss_of_a_step_is_a_mean_over_what_is_scored(tmp_path):
         want = float(sum_of_losses(twin.model, ids, targets, mask, at)) / tokens
     assert first["tokens"] == tokens < int((batch_of(twin)[1] != IGNORE).sum())
     assert first["loss"] == pytest.approx(want, rel=1e-6)
+
+
+PERTURB = """
+from lesion.hardening import attacked_rows, harden
+may = torch.ones(64, dtype=torch.bool)
+def perturb(team, step, batch):
+    return harden(team, batch, attacked_rows(0, step, len(batch[0]), 0.5), 2, may, False, 3)
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shares"])
+def test_two_processes_harden_as_one_and_shares_of_the_weights_are_refused(tmp_path, monkeypatch, sharded):
+    script = ranks.SCRIPT.replace("def tell", PERTURB + "def tell").replace("tell=tell", "tell=tell, perturb=perturb")
+    monkeypatch.setattr(ranks, "SCRIPT", script)
+    assert ranks.together({tmp_path / "two": FIT}, sharded=sharded) == [0, 0]
+    if sharded:
+        assert "train on copies (DDP)" in (tmp_path / "two" / "refused-1").read_text()
+        return
+    here: dict = {}
+    exec("import torch" + PERTURB, here)  # the same lines as there
+    fit(model(), data(), FIT, folder=tmp_path / "one", held_out=data(1), perturb=here["perturb"])
+    for a, b in zip(ranks.losses(tmp_path / "one"), ranks.losses(tmp_path / "two"), strict=True):
+        assert a is b is None or b == pytest.approx(a, abs=1e-5)
+    fit(model(), data(), FIT, folder=tmp_path / "clean", held_out=data(1))
+    assert ranks.losses(tmp_path / "clean")[0] != ranks.losses(tmp_path / "one")[0]
 
 
 def test_what_hardens_nothing_is_refused():

@@ -80,6 +80,19 @@ def test_every_reported_loss_is_that_of_a_plain_forward_and_no_target_ever_chang
         assert (one["gradients"], other["gradients"]) == (3, 0)
 
 
+@pytest.mark.parametrize("family", ["tiny-mistral", "tiny-gemma3-text", "tiny-gemma3", "tiny-decoder", "tiny-qwen2"])
+def test_losses_of_texts_longer_than_a_sliding_window_are_those_of_a_plain_forward(family):
+    here = specimen(family)
+    double = Scratch(architecture=family).load().model.double()
+    for manner in ("iterative", "random"):
+        for row in read(here, Hotflip(**{**SMALL, "documents": 2, "prompt": 70}, manner=manner).pin()):
+            text = list(row["tokens"])
+            for n, loss in enumerate(row["losses"]):
+                if n:
+                    text[row["positions"][n - 1]] = row["ids"][n - 1]
+                assert loss == pytest.approx(naive(double, text, row["targets"]), rel=2e-5)
+
+
 def iter_documents():
     from lesion.texts import corpus
 
