@@ -47,8 +47,10 @@ class Choose(Step):
     @torch.no_grad()
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         assert specimen.recall is not None and specimen.bring is not None, "the walk recalls and brings what is quoted"
-        if specimen.trial.steps or specimen.trial.subject.key != self.candidates[0].trial.pin().subject.key:
-            raise ValueError(f"the candidates begin at {self.candidates[0].trial.subject}, not at {specimen.trial}")
+        if specimen.trial.steps:
+            raise ValueError(
+                f"candidates begin at a subject, so nothing can stand before a choice; got {specimen.trial}"
+            )
         values = [self._value(reading, specimen) for reading in self.candidates]
         known = {i: value for i, value in enumerate(values) if value is not None}
         if not known:
@@ -56,8 +58,10 @@ class Choose(Step):
         best = min(known, key=lambda i: known[i])
         found = specimen.bring(self.candidates[best].trial)
         self.attach(specimen.model)
-        theirs = dict(named_tensors(found.model))
-        for name, tensor in named_tensors(specimen.model):
+        theirs, mine = (dict(named_tensors(s.model)) for s in (found, specimen))
+        if {n: t.shape for n, t in theirs.items()} != {n: t.shape for n, t in mine.items()}:
+            raise ValueError(f"{self.candidates[best].trial} is no {specimen.trial.subject}: its tensors differ")
+        for name, tensor in mine.items():
             tensor.copy_(theirs[name])
         return {"chosen": best, "values": values, "trial": str(self.candidates[best].trial)}
 
