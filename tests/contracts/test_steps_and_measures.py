@@ -4,6 +4,7 @@ import importlib
 import itertools
 import math
 
+import polars as pl
 import pytest
 import torch
 
@@ -93,6 +94,7 @@ OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", 
 OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger", "benchmark"}
 THAT_BUILD = {"constrain"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
+WITH_STRINGS = {"gcg", "trigger"}  # their "tokens" and "losses" are lists of what others count or list once
 FAMILIES = list(packaged.TINY)
 _specimens = {}
 
@@ -232,6 +234,23 @@ def test_a_measure_changes_nothing_and_says_the_same_twice(family, name, measure
             assert value is None or math.isfinite(value)
 
 
+def test_rows_of_all_measures_stand_in_one_frame():
+    """A name means one thing: a column that is a number for one measure and a list for another has no type."""
+    here, kinds, clashes = specimen("tiny-llama").specimen, {}, []
+    for name, measure in of("measure"):
+        if name in WITH_STRINGS:
+            continue
+        rows = list(measure.read(here, next(iter(measure.chunks(measure.items(here))))))
+        for field, kind in pl.DataFrame(rows, infer_schema_length=None).schema.items():
+            kinds.setdefault(field, {}).setdefault(kind, set()).add(name)
+    for field, found in kinds.items():
+        try:
+            pl.concat([pl.DataFrame(schema={field: kind}) for kind in found], how="diagonal_relaxed")
+        except pl.exceptions.SchemaError:
+            clashes.append((field, found))
+    assert not clashes
+
+
 @pytest.mark.parametrize(("name", "spec"), [*of("step"), *of("measure")], ids=lambda x: str(x)[:60])
 def test_specs_go_round_trip_and_keys_differ_when_anything_differs(name, spec):
     import json
@@ -284,7 +303,7 @@ def test_a_subject_a_step_and_a_measure_each_make_another_reading():
 
 def test_unknown_words_and_versions_are_named():
     with pytest.raises(
-        ValueError, match=r"no step 'nosie'; there are: ablate, harden, heal, noise, pretrain, quantise, streaming"
+        ValueError, match=r"no step 'nosie'; there are: ablate, choose, constrain, harden, heal, .*, streaming"
     ):
         find("step/nosie")
     stale = {**steps.Noise(site="mlp", sigma=1.0).to_json(), "version": 0}

@@ -10,7 +10,7 @@ import torch
 from lesion import packaged
 from lesion.excerpts import spoken
 from lesion.flips import allowed, stable, table
-from lesion.measures import Attacked, Generation, Hotflip, Perplexity, Prose, Surprisal
+from lesion.measures import Attacked, Generation, Hotflip, Perplexity, Prose, Surprisal, Trigger
 from lesion.steps import Noise
 from lesion.subjects import Scratch
 from lesion.trial import Reading, Trial
@@ -56,20 +56,22 @@ def test_every_reported_loss_is_that_of_a_plain_forward_and_no_target_ever_chang
     special = set(here.tokenizer.all_special_ids)
     for manner, rows in found.items():
         for row in rows:
-            assert row["outcome"] == "attacked" and len(row["losses"]) == len(row["ids"]) + 1 == len(row["stable"])
+            assert row["outcome"] == "attacked" and len(row["losses"]) == len(row["ids"]) + 1 == len(
+                row["stable_after"]
+            )
             if manner in ("described", "random"):
                 assert len(row["ids"]) == 3
-            text = list(row["tokens"])
+            text = list(row["text_ids"])
             for n, loss in enumerate(row["losses"]):
                 if n:
                     assert text[row["positions"][n - 1]] != row["ids"][n - 1]
                     text[row["positions"][n - 1]] = row["ids"][n - 1]
-                assert loss == pytest.approx(naive(double, text, row["targets"]), rel=2e-5), (manner, n)
-                assert row["stable"][n] == stable(here.tokenizer, text)
+                assert loss == pytest.approx(naive(double, text, row["target_ids"]), rel=2e-5), (manner, n)
+                assert row["stable_after"][n] == stable(here.tokenizer, text)
             assert all(bool(may[id]) and id not in special for id in row["ids"])
             assert len(set(row["positions"])) == len(row["positions"])
         whole = here.tokenizer(next(iter_documents()))["input_ids"]
-        assert rows[0]["tokens"] + rows[0]["targets"] == whole[:22]
+        assert rows[0]["text_ids"] + rows[0]["target_ids"] == whole[:22]
     for row in found["random"]:
         last = [losses[-1] for losses in row["draws"]]
         assert max(last) == pytest.approx(row["losses"][-1], rel=1e-6) and len(last) == 3
@@ -78,6 +80,19 @@ def test_every_reported_loss_is_that_of_a_plain_forward_and_no_target_ever_chang
         if len(one["ids"]) == 3:
             assert one["scorings"] == other["scorings"] == 1 + 3 * 8
         assert (one["gradients"], other["gradients"]) == (3, 0)
+
+
+@pytest.mark.parametrize("family", ["tiny-mistral", "tiny-gemma3-text", "tiny-gemma3", "tiny-decoder", "tiny-qwen2"])
+def test_losses_of_texts_longer_than_a_sliding_window_are_those_of_a_plain_forward(family):
+    here = specimen(family)
+    double = Scratch(architecture=family).load().model.double()
+    for manner in ("iterative", "random"):
+        for row in read(here, Hotflip(**{**SMALL, "documents": 2, "prompt": 70}, manner=manner).pin()):
+            text = list(row["text_ids"])
+            for n, loss in enumerate(row["losses"]):
+                if n:
+                    text[row["positions"][n - 1]] = row["ids"][n - 1]
+                assert loss == pytest.approx(naive(double, text, row["target_ids"]), rel=2e-5)
 
 
 def iter_documents():
@@ -94,7 +109,7 @@ def test_flips_replayed_on_the_same_model_give_the_same_numbers_and_on_another_i
     replay = Hotflip(**SMALL, manner="replay", replay=Reading(trial=here.trial, measure=source)).pin()
     again = read(here, replay)
     for one, other in zip(rows, again, strict=True):
-        for name in ("item", "tokens", "targets", "positions", "ids", "losses", "stable"):
+        for name in ("item", "tokens", "text_ids", "target_ids", "positions", "ids", "losses", "stable"):
             assert one[name] == other[name]
         assert (other["scorings"], other["gradients"]) == (0, 0)
     elsewhere = Scratch(architecture=family, seed=1).load()
@@ -103,10 +118,10 @@ def test_flips_replayed_on_the_same_model_give_the_same_numbers_and_on_another_i
     double = Scratch(architecture=family, seed=1).load().model.double()
     for one, other in zip(rows, moved, strict=True):
         assert one["ids"] == other["ids"] and one["losses"] != other["losses"]
-        text = list(one["tokens"])
+        text = list(one["text_ids"])
         for at, id in zip(one["positions"], one["ids"], strict=True):
             text[at] = id
-        assert other["losses"][-1] == pytest.approx(naive(double, text, one["targets"]), rel=2e-5)
+        assert other["losses"][-1] == pytest.approx(naive(double, text, one["target_ids"]), rel=2e-5)
     fewer = read(elsewhere, replay.model_copy(update={"flips": 1}))
     assert [row["losses"] for row in fewer] == [pytest.approx(row["losses"][:2], rel=1e-6) for row in moved]
 
@@ -157,11 +172,11 @@ def test_stable_attacks_are_stable_at_every_flip_and_none_where_nothing_is(monke
         lambda tok, ids: real(tok, ids) and not any(a == t and b != e for a, b in pairwise(ids)),
     )
     loose = [read(here, Hotflip(**SMALL, manner=m).pin()) for m in MANNERS]
-    assert not all(all(row["stable"]) for rows in loose for row in rows)
+    assert not all(all(row["stable_after"]) for rows in loose for row in rows)
     for manner in MANNERS:
         for row in read(here, Hotflip(**SMALL, manner=manner, stable=True).pin()):
             if row["ids"]:
-                assert all(row["stable"][1:])
+                assert all(row["stable_after"][1:]) and row["stable"]
 
 
 @pytest.mark.parametrize("family", ["tiny-llama", "tiny-t5"])
@@ -178,8 +193,8 @@ def test_of_a_question_only_the_askers_words_are_attacked_and_the_answer_is_scor
                 assert not clean[row["item"]]["text"]
                 continue
             question = clean[row["item"]]["asked"]
-            assert row["tokens"] == list(asking.tokenise(here, question))
-            text = here.tokenizer.decode(row["tokens"])
+            assert row["text_ids"] == list(asking.tokenise(here, question))
+            text = here.tokenizer.decode(row["text_ids"])
             assert text == f"<bos>user: {question}<eos>\n<bos>assistant: "
             start = len(here.tokenizer("<bos>user: ")["input_ids"])
             size = len(here.tokenizer(question)["input_ids"])
@@ -187,7 +202,7 @@ def test_of_a_question_only_the_askers_words_are_attacked_and_the_answer_is_scor
             if manner in ("described", "random"):
                 assert len(row["positions"]) == size == len(set(row["positions"])), "two hundred flips are all words"
             answer = here.tokenizer(clean[row["item"]]["text"], add_special_tokens=False)["input_ids"]
-            assert row["targets"] == answer[: SMALL["target"]]
+            assert row["target_ids"] == answer[: SMALL["target"]]
 
 
 def test_the_askers_words_are_found_behind_a_system_message_that_says_the_same():
@@ -209,7 +224,7 @@ def test_what_cannot_be_attacked_is_refused_by_name(tmp_path):
         ValueError, match="document 'brief' has 5 tokens: an attack on the first 5 leaves none to score"
     ):
         read(here, Hotflip(**{**SMALL, "prompt": 5}, corpus=str(short)).pin())
-    assert read(here, Hotflip(**{**SMALL, "prompt": 4}, corpus=str(short)).pin())[1]["targets"] == [ord("f") - 33]
+    assert read(here, Hotflip(**{**SMALL, "prompt": 4}, corpus=str(short)).pin())[1]["target_ids"] == [ord("f") - 33]
     with pytest.raises(ValueError, match="'austen/chapter-01' has 306 tokens, more than the context of 256"):
         read(here, Hotflip(**{**SMALL, "prompt": 300}).pin())
     asked = Reading(trial=here.trial, measure=Generation(battery="picture", prompts=1).pin())
@@ -272,10 +287,10 @@ def test_attacked_answers_are_what_the_model_writes_after_the_changed_tokens(fam
 
     for row in rows:
         was, how = attacks[row["item"]], answers[row["item"]]
-        text = list(was["tokens"])
+        text = list(was["text_ids"])
         for at, id in zip(was["positions"], was["ids"], strict=True):
             text[at] = id
-        assert row["read"] == text and row["asked"] in here.tokenizer.decode(text)
+        assert row["read_ids"] == text and row["asked"] in here.tokenizer.decode(text)
         assert len(row["asked"]) == len(how["asked"].strip()), "a byte for a byte"
         (alone,) = continue_texts(
             here.model, [Prompt(row["item"], tuple(text))], Sampling(top_k=64, top_p=0.95),
@@ -292,10 +307,10 @@ def test_attacked_answers_are_what_the_model_writes_after_the_changed_tokens(fam
     assert found["graded"] == len(rows) and found["clean_accuracy"] is not None
     one = Attacked(clean=clean, attack=attack, flips=1)
     for row in read(here, one):
-        assert sum(a != b for a, b in zip(row["read"], attacks[row["item"]]["tokens"], strict=True)) == 1
+        assert sum(a != b for a, b in zip(row["read_ids"], attacks[row["item"]]["text_ids"], strict=True)) == 1
 
 
-def test_an_attack_that_changes_nothing_changes_no_answer_and_a_trigger_stands_before_the_words():
+def test_an_attack_that_changes_nothing_changes_no_answer():
     here = specimen(chat=True)
     asking = Generation(prompts=5, new_tokens=10, seed=3, batch=2).pin()
     clean = Reading(trial=here.trial, measure=asking)
@@ -305,7 +320,7 @@ def test_an_attack_that_changes_nothing_changes_no_answer_and_a_trigger_stands_b
         {
             "item": row["item"],
             "outcome": "attacked",
-            "tokens": list(asking.tokenise(here, row["asked"])),
+            "text_ids": list(asking.tokenise(here, row["asked"])),
             "positions": [],
             "ids": [],
         }
@@ -320,9 +335,28 @@ def test_an_attack_that_changes_nothing_changes_no_answer_and_a_trigger_stands_b
         }
     found = Attacked(clean=clean, attack=flips).summarise(rows)
     assert (found["same_text"], found["lost"], found["gained"]) == (1, 0, 0)
-    idle[0]["tokens"] = idle[0]["tokens"][::-1]
+    idle[0]["text_ids"] = idle[0]["text_ids"][::-1]
     with pytest.raises(ValueError, match="not the same tokens here as in the attack"):
         read(here, Attacked(clean=clean, attack=flips))
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_a_trigger_stands_before_the_askers_words(chat):
+    here = specimen(chat=chat)
+    asking = Generation(prompts=3, new_tokens=6, seed=3).pin()
+    clean = Reading(trial=here.trial, measure=asking)
+    sought = Trigger(searched=1, documents=1, tokens=16, length=3, restarts=1, iterations=1, topk=3, controls=1).pin()
+    attack = Reading(trial=here.trial, measure=sought)
+    trigger = read(here, sought)[0]["trigger"]
+    rows, answers = read(here, Attacked(clean=clean, attack=attack)), read(here, asking)
+    assert len(rows) == len(answers) == 3 and len(trigger) == 3
+    said = here.tokenizer.decode(trigger)
+    for row, before in zip(rows, answers, strict=True):
+        assert row["asked"] == said + before["asked"]
+        whole = f"<bos>user: {row['asked']}<eos>\n<bos>assistant: " if chat else row["asked"]
+        assert here.tokenizer.decode(row["read_ids"]) == whole
+    with pytest.raises(ValueError, match="'trigger' has no flips, so flips=2 means nothing"):
+        Attacked(clean=clean, attack=attack, flips=2)
 
 
 def test_an_answer_that_repeats_the_attack_is_no_right_answer(tmp_path):

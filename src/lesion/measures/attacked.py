@@ -90,7 +90,7 @@ class Attacked(Measure):
             changed[words[0] : words[0]] = attack["trigger"]
             end += len(attack["trigger"])
         else:
-            if attack["tokens"] != changed:
+            if attack["text_ids"] != changed:
                 raise ValueError(f"question {row['item']!r} is not the same tokens here as in the attack")
             made = zip(attack["positions"], attack["ids"], strict=True)
             for position, id in list(made)[: self.flips or None]:
@@ -109,7 +109,7 @@ class Attacked(Measure):
             **row,
             "asked": said,
             "correct": correct,
-            "read": tokens,
+            "read_ids": tokens,
             "stable": stable(specimen.tokenizer, tokens),
             "clean_asked": clean["asked"],
             "clean_text": clean["text"],

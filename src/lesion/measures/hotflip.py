@@ -27,7 +27,12 @@ ABSOLUTE = (0.1, 0.25, 0.5, 1.0)  # nats
 
 
 class Hotflip(OfExcerpts):
-    """Loss after 0, 1, …, `flips` flipped tokens; one row a document or question."""
+    """Loss after 0, 1, …, `flips` flipped tokens; one row a document or question.
+
+    A row has the attacked tokens (`text_ids`) and the scored ones (`target_ids`), the flips in their order (`positions` in
+    text_ids, new `ids`), `losses` after 0, 1, … of them, whether the text is read as the same tokens then (`stable_after`),
+    and what was spent: true losses (`scorings`) and `gradients`. Of random flips it is the best draw; all are in `draws`.
+    """
 
     chunk = 4
 
@@ -79,11 +84,13 @@ class Hotflip(OfExcerpts):
     def _row(self, specimen: Specimen, item: str, excerpt: Excerpt, quoted: Row | None) -> Row:
         from lesion import flipping, flips
 
-        row: Row = {"item": item, "group": excerpt.group, "outcome": "empty", "tokens": None, "targets": None}
-        row |= dict.fromkeys(("positions", "ids", "losses", "draws", "stable", "scorings", "gradients"))
+        row: Row = {"item": item, "group": excerpt.group, "outcome": "empty", "tokens": 0, "text_ids": None}
+        row |= dict.fromkeys(("target_ids", "positions", "ids", "losses", "draws", "stable", "stable_after"))
+        row |= {"scorings": None, "gradients": None}
         if (passage := excerpt.passage) is None:
             return row
-        row |= {"tokens": list(passage.attacked), "targets": list(passage.targets), "outcome": "not finite"}
+        row |= {"text_ids": list(passage.attacked), "target_ids": list(passage.targets)}
+        row |= {"tokens": len(passage.targets), "outcome": "not finite"}
         if not math.isfinite(flipping.curve(specimen.model, passage, [])[0]):
             return row
         may = _allowed(specimen.tokenizer, len(flips.table(specimen.model)))
@@ -96,14 +103,15 @@ class Hotflip(OfExcerpts):
         draws = found.draws and [flipping.curve(specimen.model, passage, drawn) for drawn in found.draws]
         if not all(map(math.isfinite, [*losses, *(loss for drawn in draws or () for loss in drawn)])):
             return row
-        texts = [flipping.flipped(passage.attacked, found.flips[:n]) for n in range(len(losses))]
+        stable = [reads(flipping.flipped(passage.attacked, found.flips[:n])) for n in range(len(losses))]
         return row | {
             "outcome": "attacked",
             "positions": [position for position, _ in found.flips],
             "ids": [id for _, id in found.flips],
             "losses": losses,
             "draws": draws,
-            "stable": [reads(tokens) for tokens in texts],
+            "stable": stable[-1],
+            "stable_after": stable,  # 0, 1, … flips
             "scorings": found.scorings,
             "gradients": found.gradients,
         }
@@ -125,7 +133,7 @@ class Hotflip(OfExcerpts):
             raise ValueError(f"the reading to replay has no row for {passage.item!r}")
         if quoted["positions"] is None:
             return None
-        if [*passage.attacked, *passage.targets] != [*quoted["tokens"], *quoted["targets"]]:
+        if [*passage.attacked, *passage.targets] != [*quoted["text_ids"], *quoted["target_ids"]]:
             raise ValueError(f"{passage.item!r} is not the same tokens here as in the reading to replay")
         made = zip(quoted["positions"], quoted["ids"], strict=True)
         return flipping.Attack(list(made)[: self.flips])
@@ -150,7 +158,7 @@ class Hotflip(OfExcerpts):
             "success_relative": share(curves, RELATIVE, relative=True),
             **{f"success_{threshold:g}": share(curves, threshold) for threshold in ABSOLUTE},
             "flips": mean([len(row["ids"]) for row in good]),
-            "stable": mean([row["stable"][-1] for row in good]),
+            "stable": mean([row["stable"] for row in good]),
             "scorings": sum(row["scorings"] for row in good),
             "n": len(good),
             "not_finite": sum(row["outcome"] == "not finite" for row in rows),
