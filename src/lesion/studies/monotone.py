@@ -198,8 +198,8 @@ class Monotone(Study):
             longest = self.prompt + self.target + self.trigger_length
             if context and longest > context:
                 raise ValueError(
-                    f"a prompt of {self.prompt} tokens, a target of {self.target} and a trigger of {self.trigger_length} are more "
-                    f"than the context of {arms.scale.subject}, {context}"
+                    f"a prompt of {self.prompt} tokens, a target of {self.target} and a trigger of {self.trigger_length} are "
+                    f"more than the context of {arms.scale.subject}, {context}"
                 )
             Constrain(site=self.site).attach(model)
 
