@@ -9,13 +9,12 @@ that every log-likelihood and every score is the same, and prints the median of 
 """
 
 import argparse
+import contextlib
+import io
 import logging
-import os
 import statistics
 import sys
 import time
-
-os.environ["TQDM_DISABLE"] = "1"  # lm-eval's progress bars take time and the page
 
 import torch
 from lm_eval import evaluate
@@ -40,7 +39,8 @@ def ours(specimen, measure):
 def theirs(specimen, task, documents, batch):
     model = HFLM(pretrained=specimen.model, tokenizer=specimen.tokenizer, batch_size=batch)
     name = task.config.task
-    found = evaluate(model, {name: task}, samples={name: documents}, bootstrap_iters=0, log_samples=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        found = evaluate(model, {name: task}, samples={name: documents}, bootstrap_iters=0, log_samples=True)
     return found["samples"][name], found["results"][name]
 
 
@@ -79,6 +79,8 @@ def main():
                         apart = max(apart, abs(logprob - float(answer[0])))
                     same = [str(answer[1]) == "True" for (answer,) in sample["resps"]] == row["greedy"]
                     assert args.dtype != "float32" or same, (row, sample["resps"])
+            if repeat:
+                print("  ".join(f"{name} {seconds[-1]:.2f} s" for name, seconds in took.items()), flush=True)
     assert apart < TOLERANCE[args.dtype], f"log-likelihoods are {apart} nats apart"
     middle = {name: statistics.median(seconds) for name, seconds in took.items()}
     best = min(args.batches, key=middle.__getitem__)
