@@ -22,7 +22,9 @@ from lesion.likelihood import padded
 from lesion.passages import Passage, answered, arranged, batches, check, losses, mean_loss, sources
 from lesion.products import fits, times_transposed
 from lesion.scoring import read_on, read_prefix, score
+from lesion.vocabularies import tokenizer_digest
 
+REMEMBERED = 4  # tokenizers
 GRADIENT_TOKENS = 1024  # of one forward and backward
 UNUSED = re.compile(r"[<\[]\|?(unused|reserved|extra_id|dummy)[^<\[]*[>\]]", re.IGNORECASE)
 
@@ -31,8 +33,21 @@ def allowed(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
     """Which ids may be put into a text: bool [V].
 
     Special, added, unused and padding ids may not, nor those that do not survive being written out and read again alone,
-    since the attack would be another one in text.
+    since the attack would be another one in text. Asking every id takes seconds, so what a tokenizer said is remembered by its
+    content: each state is loaded with a tokenizer of its own.
     """
+    key = tokenizer_digest(tokenizer), vocabulary_size
+    if key not in _allowed:
+        while len(_allowed) >= REMEMBERED:
+            _allowed.pop(next(iter(_allowed)))
+        _allowed[key] = _asked(tokenizer, vocabulary_size)
+    return _allowed[key]
+
+
+_allowed: dict[tuple[str, int], torch.Tensor] = {}
+
+
+def _asked(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
     found = torch.zeros(vocabulary_size, dtype=torch.bool)
     known = min(len(tokenizer), vocabulary_size)
     texts = tokenizer.batch_decode([[i] for i in range(known)], clean_up_tokenization_spaces=False)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -67,12 +66,15 @@ class Hotflip(OfExcerpts):
         return found and (found[0], found[1] * self.flips * tried)
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        from lesion.inference import inference
+
         excerpts, rows = self.excerpts(specimen, items), []
         quoted = {row["item"]: row for row in self._quoted(specimen)}
-        for item in items:
-            started = time.perf_counter()
-            row = self._row(specimen, item, excerpts[item], quoted.get(item))
-            rows.append({**row, "duration": time.perf_counter() - started})
+        with inference(specimen.model):  # arranged once for all scorings
+            for item in items:
+                started = time.perf_counter()
+                row = self._row(specimen, item, excerpts[item], quoted.get(item))
+                rows.append({**row, "duration": time.perf_counter() - started})
         return rows
 
     def _quoted(self, specimen: Specimen) -> list[Row]:
@@ -93,7 +95,7 @@ class Hotflip(OfExcerpts):
         row |= {"tokens": len(passage.targets), "outcome": "not finite"}
         if not math.isfinite(flipping.curve(specimen.model, passage, [])[0]):
             return row
-        may = _allowed(specimen.tokenizer, len(flips.table(specimen.model)))
+        may = flips.allowed(specimen.tokenizer, len(flips.table(specimen.model)))
         reads = lambda tokens: flips.stable(specimen.tokenizer, tokens)  # noqa: E731
         at = sorted({*excerpt.words}.intersection(flips.attackable(passage, may)))
         found = self._attack(specimen, passage, flipping.Reach(tuple(at), may, reads if self.stable else None), quoted)
@@ -172,10 +174,3 @@ class Hotflip(OfExcerpts):
                 **{f"mean_success_{threshold:g}": share(drawn, threshold) for threshold in ABSOLUTE},
             }
         return found
-
-
-@lru_cache(maxsize=2)
-def _allowed(tokenizer: Any, size: int) -> Any:
-    from lesion.flips import allowed
-
-    return allowed(tokenizer, size)

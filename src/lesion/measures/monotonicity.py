@@ -42,7 +42,7 @@ class Monotonicity(Measure):
     documents: int = Field(default=4, ge=1, description="first so many documents")
     tokens: int = Field(default=64, ge=2, description="first so many tokens of each document")
     pairs: int = Field(default=64, ge=1, description="ordered pairs for each network and kind of input")
-    points: int = Field(default=4, ge=1, description="inputs at which the Jacobian is taken")
+    points: int = Field(default=2, ge=1, description="inputs at which the Jacobian is taken")
     spread: float = Field(default=0.5, gt=0, description="σ of δ, in standard deviations of each coordinate")
     needed: bool = Field(default=True, description="whether a model in which nothing is constrained is an error")
     seed: int = Field(default=0, ge=0, description="of pairs and points")
