@@ -4,7 +4,7 @@ lm-eval is given the same model in memory, its `evaluate` with its `HFLM`, and s
 them counts. Both sides make their requests, tokens, likelihoods and scores anew each time (documents are read before). Checks
 that every log-likelihood and every score is the same, and prints the median of each, and their ratio.
 
-    python benchmarks/lambada.py [--task lambada_openai] [--sample 48] [--repeats 3] [--batches 1 8 32] [--threads 2]
+    python benchmarks/lambada.py [--task lambada_openai] [--sample 24] [--repeats 3] [--batches 1 4 8] [--threads 2]
                                  [--dtype float32]
 """
 
@@ -53,9 +53,9 @@ def timed(call, *args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="lambada_openai")
-    parser.add_argument("--sample", type=int, default=48)
+    parser.add_argument("--sample", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     args = parser.parse_args()

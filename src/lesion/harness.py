@@ -159,13 +159,10 @@ def configuration(name: str) -> dict[str, Any]:
     if entry.kind.name in ("GROUP", "TAG"):
         raise ValueError(f"{name!r} is a group of lm-eval's tasks; name one of them")
     kind = config.get("output_type", "generate_until")
-    if entry.kind.name == "PY_TASK" or kind not in KINDS or config.get("custom_dataset") or config.get("filter_list"):
-        what = (
-            "a program of its own"
-            if entry.kind.name == "PY_TASK" or config.get("custom_dataset")
-            else f"of the kind {kind}"
-        )
-        what += " with filters" if kind in KINDS and config.get("filter_list") else ""
+    what = f"of the kind {kind}" if kind not in KINDS else "one with filters" if config.get("filter_list") else ""
+    if entry.kind.name == "PY_TASK" or config.get("custom_dataset"):
+        what = "a program of its own"
+    if what:
         raise ValueError(f"lm-eval's task {name!r} is {what}; read here are {' and '.join(KINDS)} without filters")
     return {k: v for k, v in config.items() if k not in ("tag", "group", "task_list")}
 

@@ -1,8 +1,8 @@
 """Benchmark: a task of the LM evaluation harness (Gao et al. 2021), one row a document, scored by the harness's own rules.
 
-    acc        whether the right continuation has the highest log-likelihood; of LAMBADA, whether it is the greedy one
-    acc_norm   the same, each log-likelihood divided by the characters of its continuation
-    perplexity exp(−mean log-likelihood) over documents; a row has the log-likelihood, in nats
+    acc          whether the right continuation has the highest log-likelihood; of LAMBADA, whether it is the greedy one
+    acc_norm     the same, each log-likelihood divided by the characters of its continuation
+    perplexity   exp(−mean log-likelihood) over documents; in the row of one document, as in lm-eval, its log-likelihood (nats)
 
 Documents come from a pinned package (`lesion.packageddata`) or from the hub. A sample is drawn by document, so arms share
 their items, and a larger sample of the same seed holds the smaller one.
@@ -24,8 +24,8 @@ from lesion.stats import ratio
 from lesion.trial import Measure, Row, Specimen
 
 SHOWN = 160  # characters of a prompt that a row quotes
-OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "answer_tokens", "answer_bytes", "cut"}
-OWN |= {"asked", "answers", "duration"}  # columns of a row that are not metrics
+OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "answer_tokens", "answer_bytes", "cut", "asked",
+       "answers", "duration"}  # columns that every row has; the others are metrics  # fmt: skip
 Z = 1.959963984540054  # of a two-sided interval at 95 %
 
 
@@ -71,11 +71,9 @@ class Benchmark(Measure):
             raise ValueError("benchmarks are read with causal models, and this one is encoder-decoder")
         started, exam = time.perf_counter(), self._exam()
         questions = [exam.questions[item] for item in items]
+        answers = harness.answer(specimen.model, specimen.tokenizer, questions)
         rows = []
-        for question, found in zip(
-            questions, harness.answer(specimen.model, specimen.tokenizer, questions), strict=True
-        ):
-            scores, tokens, cut = found
+        for question, (scores, tokens, cut) in zip(questions, answers, strict=True):
             fine = all(math.isfinite(logprob) for logprob, _ in scores)
             rows.append(
                 {
