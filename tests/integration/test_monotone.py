@@ -40,10 +40,11 @@ def test_every_arm_is_read_before_and_after_recovery_and_certified(kept):
         ("signature", "after"),
         ("matched", "after"),
     ]
-    held = summary.filter(pl.col("arm").is_in(["abs", "signature"]))
-    assert (held["checked"] > 0).all() and (held["wrong sign"] == 0).all()
-    free = summary.filter(~pl.col("arm").is_in(["abs", "signature"]))
-    assert (free["checked"] == 0).all() and (free["violated pairs"] > 0.9).all()
+    certificates = tables(kept, "certificates")
+    held = certificates.filter(pl.col("arm").is_in(["abs", "signature"]))
+    assert (held["checked"] > 0).all() and (held["wrong sign"] == 0).all() and len(held) == 4
+    free = certificates.filter(~pl.col("arm").is_in(["abs", "signature"]))
+    assert (free["checked"] == 0).all() and (free["violated pairs, reached"] > 0.9).all()
     assert (
         summary["loss"].null_count() == 0
         and summary.filter(pl.col("recovery") != "before")["hotflip"].null_count() == 0

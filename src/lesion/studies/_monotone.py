@@ -90,14 +90,14 @@ class Told:
                     out[i, j] = number
         return out
 
-    def mean(self, arm: str, stage: str, name: str, value: Value) -> dict[str, float | None]:
-        """value, low, high of the mean over seeds and items."""
+    def mean(self, arm: str, stage: str, name: str, value: Value) -> dict[str, Any]:
+        """value, low and high of the mean over seeds and items, and how many of them there are."""
         found = self.array(arm, stage, name, value)
         known = np.isfinite(found)
         if not known.any():
-            return {"value": None, "low": None, "high": None}
+            return dict.fromkeys(("value", "low", "high", "items", "seeds"))
         e = ratio(np.nan_to_num(found), known.astype(float), purpose=f"monotone {name}")
-        return {"value": e.value, "low": e.low, "high": e.high}
+        return {"value": e.value, "low": e.low, "high": e.high, "items": e.items, "seeds": e.seeds}
 
     def facts(self, arm: str, seed: int, key: str) -> Any:
         """The last fact of this name in an arm's ledger, or in that of what it was chosen from."""
@@ -149,18 +149,8 @@ def summary(told: Sequence[Told]) -> pl.DataFrame:
             ):
                 found = one.mean(arm, stage, name, value)
                 row |= {column: found["value"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
-            row["order τ"] = one.mean(arm, stage, "order", lambda r: r["tau"])["value"]
-            row |= _certified(one, arm, stage)
             rows.append({**row, "seeds": len(one.seeds(arm, stage))})
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _certified(one: Told, arm: str, stage: str) -> dict[str, Any]:
-    """Weights that were checked, and those of the wrong sign, over all seeds; share of ordered pairs that are violated."""
-    rows = [row for seed in one.seeds(arm, stage) for row in one.read(arm, stage, seed, "monotonicity").values()]
-    pairs = one.mean(arm, stage, "monotonicity", lambda r: r["pairs_reached"])["value"]
-    checked, wrong = (sum(row[name] for row in rows) if rows else None for name in ("checked", "wrong"))
-    return {"checked": checked, "wrong sign": wrong, "violated pairs": pairs}
 
 
 def claims(told: Sequence[Told]) -> pl.DataFrame:

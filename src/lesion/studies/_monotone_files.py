@@ -10,14 +10,18 @@ from typing import Any
 import polars as pl
 
 from lesion.flipping import success
+from lesion.studies._arms import PRETRAINED
 from lesion.studies._monotone import NOTES, THRESHOLD, Told, attacked, delta, nll, rise
 from lesion.trial import Row
 
 
 def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
     """Success over thresholds and flips, the transfer matrix, what constraints keep, benchmarks, attacked answers."""
-    made = {"success by threshold": [], "transfer": [], "constraints": [], "benchmarks": [], "attacked answers": []}  # type: dict[str, list[dict[str, Any]]]
+    names = ("certificates", "success by threshold", "transfer", "constraints", "benchmarks", "attacked answers")
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for one in told:
+        for arm, stage in dict.fromkeys((a, s) for a, s, _ in one.arms.cells()):
+            made["certificates"] += _certified(one, arm, stage)
         for arm in one.arms.scale.arms:
             here = {"subject": one.name, "arm": arm}
             rows = attacked(one, arm, "iterative")
@@ -50,6 +54,20 @@ def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
                     | {"attacked": _mean([float(r["correct"]) for r in graded]), "n": len(graded)}
                 )
     return {name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in made.items() if rows}
+
+
+def _certified(one: Told, arm: str, stage: str) -> list[dict[str, Any]]:
+    """Effective weights that were checked, and those of the wrong sign, over all seeds; shares of violations."""
+    rows = [row for seed in one.seeds(arm, stage) for row in one.read(arm, stage, seed, "monotonicity").values()]
+    if not rows:
+        return []
+    found: dict[str, Any] = {"subject": one.name, "arm": arm, "recovery": stage if arm != PRETRAINED else "–"}
+    found |= {"checked": sum(row["checked"] for row in rows), "wrong sign": sum(row["wrong"] for row in rows)}
+    for label, key in (("violated pairs", "pairs"), ("violated Jacobian signs", "jacobian")):
+        for kind in ("reached", "random"):
+            said = one.mean(arm, stage, "monotonicity", lambda row, name=f"{key}_{kind}": row[name])  # type: ignore[misc]
+            found[f"{label}, {kind}"] = said["value"]
+    return [{**found, "order τ": one.mean(arm, stage, "order", lambda row: row["tau"])["value"]}]
 
 
 def _share(rows: Sequence[Row], flips: int, threshold: float, relative: bool) -> float | None:
