@@ -5,7 +5,7 @@ differ. nanogcg runs without its prefix cache, which breaks on transformers 5, a
 Prints candidates a second, and the best loss of both after the same wall time.
 
     pip install nanogcg==0.2.3
-    python benchmarks/attack.py [--dtype float32 bfloat16] [--width 64] [--steps 4] [--repeats 3] [--seeds 5]
+    python benchmarks/attack.py [--dtype float32 bfloat16] [--width 64] [--steps 4] [--repeats 3] [--seeds 5] [--batch 16]
 """
 
 import argparse
@@ -83,6 +83,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="of nanogcg; not given: what is fastest here")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -96,7 +97,7 @@ def main():
         may &= torch.tensor([text.isascii() and text.isprintable() for text in texts])
         gc.collect()
         gc.freeze()  # nanogcg collects garbage after every batch: let there be little
-        batch = best_batch(specimen, may, how)
+        batch = options.batch or best_batch(specimen, may, how)
         ours, theirs = Ours(specimen, may, how), Theirs(specimen, may, how, batch)
         ours.run(0, 1)
         seconds = {"nanogcg": [], "ours": []}
