@@ -94,7 +94,6 @@ OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", 
 OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger", "benchmark"}
 THAT_BUILD = {"constrain"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
-WITH_STRINGS = {"gcg", "trigger"}  # their "tokens" and "losses" are lists of what others count or list once
 FAMILIES = list(packaged.TINY)
 _specimens = {}
 
@@ -238,8 +237,6 @@ def test_rows_of_all_measures_stand_in_one_frame():
     """A name means one thing: a column that is a number for one measure and a list for another has no type."""
     here, kinds, clashes = specimen("tiny-llama").specimen, {}, []
     for name, measure in of("measure"):
-        if name in WITH_STRINGS:
-            continue
         rows = list(measure.read(here, next(iter(measure.chunks(measure.items(here))))))
         for field, kind in pl.DataFrame(rows, infer_schema_length=None).schema.items():
             kinds.setdefault(field, {}).setdefault(kind, set()).add(name)

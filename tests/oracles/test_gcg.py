@@ -122,11 +122,11 @@ def test_rows_can_be_computed_again(family):
     [row] = asked(here)
     before, after = (here.tokenizer(text)["input_ids"] for text in (PROMPT, ""))
     target = here.tokenizer(TARGET)["input_ids"]
-    text = Frame("again", before, after, target, family == "tiny-t5").passage(row["tokens"])
+    text = Frame("again", before, after, target, family == "tiny-t5").passage(row["string_ids"])
     assert row["loss"] == pytest.approx(naive(here.model, text), rel=1e-5)
     assert row["loss"] == pytest.approx(min(row["losses"]), rel=1e-5)
     assert row["outcome"] == "optimised" and row["loss"] < row["start"] and len(row["losses"]) == 4
-    assert here.tokenizer.decode(row["tokens"]) == row["string"] and row["stable"] and row["stable_in_prompt"]
+    assert here.tokenizer.decode(row["string_ids"]) == row["string"] and row["stable"] and row["stable_in_prompt"]
     assert row["string"].isascii() and row["string"].isprintable() and 4 <= row["scored"] <= 64
     assert asked(here)[0] | {"duration": 0} == row | {"duration": 0}
     assert asked(here, seed=1)[0]["losses"] != row["losses"]

@@ -64,8 +64,8 @@ def test_rows_can_be_computed_again(family, manner):
         assert row["delta"] == row["attacked"] - row["clean"] and row["delta_random"] == row["random"] - row["clean"]
     searched = [naive(here.model, document(here, item, trigger)) for item in found["searched"]]
     assert found["loss"] == pytest.approx(sum(searched) / 2, rel=1e-5)
-    assert found["loss"] == max(max(losses) for losses in found["losses"])
-    for losses in found["losses"]:
+    assert found["loss"] == max(max(losses) for losses in found["searches"])
+    for losses in found["searches"]:
         assert losses == sorted(losses), "a loss never falls"
     summary = measure.summarise([found, *judged])
     assert summary["delta"] == pytest.approx(sum(row["delta"] for row in judged) / 3)

@@ -96,7 +96,7 @@ class Gcg(Measure):
                 "target": target,
                 "outcome": found.outcome if fine else "not finite",
                 "string": written(specimen.tokenizer, found.string),
-                "tokens": found.string,
+                "string_ids": found.string,
                 "start": found.start if math.isfinite(found.start) else None,
                 "loss": loss if fine else None,  # computed again, by the plain forward
                 "losses": found.losses,

@@ -178,7 +178,7 @@ class Trigger(OfDocuments):
             "stable": stable(tokenizer, best.trigger),
             "searched": [text.item for text in texts],
             "loss": best.loss if finite else None,
-            "losses": [[x for x in found.losses if math.isfinite(x)] for found in tries],
+            "searches": [[x for x in found.losses if math.isfinite(x)] for found in tries],
             "scored": sum(found.scored for found in tries),
         }, best.trigger
 
@@ -203,6 +203,6 @@ class Trigger(OfDocuments):
             "stable": stable(tokenizer, trigger),
             "searched": None,
             "loss": None,
-            "losses": None,
+            "searches": None,
             "scored": 0,
         }, trigger
