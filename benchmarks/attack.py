@@ -5,7 +5,7 @@ differ. nanogcg runs without its prefix cache, which breaks on transformers 5, a
 Prints candidates a second, and the best loss of both after the same wall time.
 
     pip install nanogcg==0.2.3
-    python benchmarks/attack.py [--dtype float32 bfloat16] [--width 64] [--steps 4] [--repeats 3] [--seeds 5] [--batch 16]
+    python benchmarks/attack.py [--dtype float32 bfloat16] [--width 128] [--steps 2] [--repeats 3] [--seeds 5] [--batch 16]
 """
 
 import argparse
@@ -79,8 +79,8 @@ def best_batch(specimen, may, how):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--batch", type=int, help="of nanogcg; not given: what is fastest here")
