@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lesion.inference import inference
 from lesion.likelihood import padded
-from lesion.passages import Passage, answered, arranged, batches, check, losses, mean_loss, sources
+from lesion.passages import Passage, answered, batches, check, losses, mean_loss, sources
 from lesion.products import fits, times_transposed
 from lesion.scoring import read_on, read_prefix, score
 from lesion.vocabularies import tokenizer_digest
@@ -99,7 +100,7 @@ def gradients(model: Any, passage: Passage, start: int = 0) -> torch.Tensor:
         raise ValueError(f"passage {passage.item!r} has positions 0 to {len(passage.attacked) - 1}, not {start}")
     if passage.source is not None or not start:
         return gradients_of(model, [passage])[0][start:]
-    with arranged(model):
+    with inference(model):
         prefix = read_prefix(model, torch.tensor(passage.tokens[:start]))
     with differentiable(model), looked_up(model) as rows:
         ids = torch.tensor([passage.tokens[start:-1]], device=model.device)

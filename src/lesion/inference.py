@@ -200,23 +200,33 @@ AttentionInterface.register("lesion", grouped_attention)
 AttentionMaskInterface.register("lesion", sdpa_mask)  # without it transformers would leave out sliding windows
 
 
+_arranged: set[int] = set()  # models inside of a block
+
+
 @contextmanager
 def inference(model: PreTrainedModel) -> Iterator[None]:
     """Arranges a model for inference for the length of a `with` block.
 
-    Weights must not change inside the block: packed copies are made of them.
+    Weights must not change inside the block: packed copies are made of them. Inside of another such block nothing is done
+    again: a search arranges its model once, and not for each of its scores.
     """
+    if id(model) in _arranged:
+        with torch.inference_mode():
+            yield
+        return
     patched: list[nn.Module] = []
     before = model.config._attn_implementation
     ours = not model.config.is_encoder_decoder  # T5 adds a position bias of its own to the scores
     with torch.inference_mode():
         if ours:
             model.set_attn_implementation("lesion")
+        _arranged.add(id(model))
         try:
             if model.device.type == "cpu":
                 _arrange(model, patched)
             yield
         finally:
+            _arranged.discard(id(model))
             for module in patched:
                 del module.__dict__["forward"]
             if ours:

@@ -10,7 +10,6 @@ tokens were counted as targets would rise by the replacing alone (Wallace et al.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,22 +80,12 @@ def losses(model: Any, passages: Sequence[Passage]) -> list[float]:
         sums = scored(model, todo, {str(i): list(p.tokens) for i, p in enumerate(passages)})
         return [nll / len(passages[int(w.item)].targets) for w, nll in sorted(sums, key=lambda one: int(one[0].item))]
     found: dict[int, float] = {}
-    with arranged(model):
+    with inference(model):
         for batch in batches([len(p.attacked) + len(p.tokens) for p in passages]):
             logits = answered(model, [passages[i] for i in batch])
             for i, row in zip(batch, logits, strict=True):
                 found[i] = float(mean_loss(row[: len(passages[i].tokens)], passages[i].targets))
     return [found[i] for i in range(len(passages))]
-
-
-@contextmanager
-def arranged(model: Any) -> Iterator[None]:
-    """`inference`, unless the model is arranged already: a search arranges it once, and not for each of its scores."""
-    if torch.is_inference_mode_enabled() and any("forward" in module.__dict__ for module in model.modules()):
-        yield
-        return
-    with inference(model):
-        yield
 
 
 def batches(lengths: Sequence[int], most: int = BATCH_TOKENS) -> Iterator[list[int]]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from lesion.inference import inference
 from lesion.likelihood import BATCH_TOKENS
-from lesion.passages import Passage, arranged, check, losses
+from lesion.passages import Passage, check, losses
 
 LOGITS = 7 * 2**20  # of one batch on a CPU, at most: beyond 32 MB a C library asks the system for every page anew
 AT_ONCE = 2**19  # logits whose softmax is taken at a time: they stay in the cache of a core
@@ -88,7 +89,7 @@ def score(model: Any, passage: Passage, variants: torch.Tensor) -> torch.Tensor:
     if passage.source is not None:
         found = torch.tensor(losses(model, [passage.changed(v) for v in different.tolist()]), dtype=torch.float64)
     else:
-        with arranged(model):
+        with inference(model):
             found = _causal(model, passage, different)
     return found.clone()[where]
 
