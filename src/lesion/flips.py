@@ -41,7 +41,8 @@ def allowed(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
     if key not in _allowed:
         while len(_allowed) >= REMEMBERED:
             _allowed.pop(next(iter(_allowed)))
-        _allowed[key] = _asked(tokenizer, vocabulary_size)
+        with torch.inference_mode(False):  # it outlasts whatever block it is asked in
+            _allowed[key] = _asked(tokenizer, vocabulary_size)
     return _allowed[key]
 
 

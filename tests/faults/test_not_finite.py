@@ -161,7 +161,8 @@ def test_every_measure_of_a_model_that_is_not_finite(tmp_path, a_judge, family, 
         trial = trial >> step
     readings = list(every_measure(trial))
     store = Lab(tmp_path / "lab").take([*readings, Reading(trial=trial.subject >> TestShift(), measure=TestNorms())])
-    assert not store.index.failures and len(store.index.seals) == len(readings) + 1
+    assert not store.index.failures  # nor of what some of them quote
+    assert all(reading.key in store.index.seals for reading in readings)
     for path in store.log.glob("*.jsonl"):
         for text in path.read_text(encoding="utf-8").splitlines():
             row = strict(text)
