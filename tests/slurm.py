@@ -24,7 +24,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -66,6 +66,7 @@ def missing() -> str:
     return f"no {', '.join(gone)} on this machine (Debian: slurm-wlm, munge)" if gone else ""
 
 
+# cred_expire: a requeued job begins that much later, as what ends the job before goes by its number alone.
 class Cluster:
     """`with Cluster(folder) as cluster: …`; inside, the environment of this process leads to it."""
 

@@ -39,6 +39,12 @@ GOING = {
     "RESIZING",
 }
 OFFLINE = "export HF_HUB_OFFLINE=1"  # the caches are warm, and nobody answers
+# A job that is preempted before its first step has begun is told so in its script, which would end as a failure; a cancelled
+# one is not RUNNING any more.
+GUARD = (
+    'JOB="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+    """trap '[ "$(squeue -h -j "$JOB" -o %T)" = RUNNING ] && scontrol requeue "$JOB" && sleep 300' TERM""",
+)
 MARGIN_S = 10  # before the end of a job's time, in which it puts itself back into the queue
 PORTS = 20000, 20000  # first port of the processes that train together, and how many a job's number chooses from
 
@@ -170,7 +176,7 @@ class Slurm:
             array_parallelism=profile.parallel,
             signal_delay_s=profile.notice,
             stderr_to_stdout=True,
-            setup=[*([] if profile.internet else [OFFLINE]), *(f"{line} || exit 1" for line in profile.setup)],
+            setup=[*GUARD, *([] if profile.internet else [OFFLINE]), *(f"{line} || exit 1" for line in profile.setup)],
             additional_parameters=options,
             srun_args=["--cpus-per-task", str(how.cpus)],
             **({"gpus_per_node": how.gpus} if how.gpus else {}),

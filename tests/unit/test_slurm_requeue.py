@@ -62,3 +62,23 @@ def test_a_job_that_was_cancelled_is_not_put_back(commands, monkeypatch):
     with pytest.raises(RuntimeError, match="asked to end"):
         slurm.Supervised("folder", 1, False, requeues=9, notice=60)()
     assert not (commands / "scontrol.said").exists()
+
+
+@pytest.mark.parametrize("number", ["11_1", "12", "13"])
+def test_a_script_that_is_asked_to_go_before_its_step_has_begun_puts_the_job_back_unless_it_was_cancelled(
+    tmp_path, number
+):
+    """RUNNING is 11_1, the element of an array, and 13; 12 is COMPLETING."""
+    for name, text in (("squeue", SQUEUE.replace('"-j 11_1 "', '"-j 11_1 "*|*"-j 13 "')), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "sleep").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "sleep").chmod(0o755)
+    script = "\n".join(["#!/bin/bash", *slurm.GUARD, "kill -TERM $$", "echo went on"])
+    job, _, element = number.partition("_")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": job}
+    env |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": element} if element else {}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "went on\n" and not done.stderr
+    said = tmp_path / "scontrol.said"
+    assert (said.read_text() if said.exists() else "") == ("" if number == "12" else f"requeue {number}\n")
