@@ -24,7 +24,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=20
+AuthInfo=socket={folder}/munge.socket,cred_expire=12
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -170,7 +170,7 @@ class Cluster:
         lines = self.ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").split("\n")
         return dict(line.split() for line in lines if line)
 
-    def until_idle(self, seconds=300):
+    def until_idle(self, seconds=900):
         """Waits for the end of all jobs."""
         going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED")
         self.until(lambda: not any(state in going for state in self.queue().values()), "no job is left", seconds)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarkdocs import invented
-from lesion import measures, packaged, steps
+from lesion import harness, measures, packaged, steps
 from lesion.bench import Bench
 from lesion.digest import combined, digests
 from lesion.judging import RUBRICS
@@ -113,6 +113,15 @@ def a_judge_who_finds_everything_average(monkeypatch):
 @pytest.fixture(autouse=True)
 def documents_of_benchmarks_without_a_network(monkeypatch):
     monkeypatch.setattr("lesion.packageddata.documents", invented)
+    forget()
+    yield
+    forget()  # those that follow in this process read the real ones
+
+
+def forget():
+    for known in vars(harness).values():
+        if hasattr(known, "cache_clear"):
+            known.cache_clear()
 
 
 def specimen(family):

@@ -19,7 +19,7 @@ DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value
 DEGRADE += " --new-tokens 8 --documents 4 --tokens 48"
 MODERN = "modern-lm --tier smoke --repeats 2 --steps 200"
 SECRET = "hf_NobodyMayReadThis"
-LONG = "modern-lm --tier smoke --steps 6000"  # longer than its jobs are given
+LONG = "modern-lm --tier smoke --steps 4000"  # longer than its jobs are given
 PROFILE = 'time = 10\nmemory = 1\ncpus = 1\narray = 3\nparallel = 2\npartition = "small"\nnotice = 50\n'
 
 
@@ -115,7 +115,7 @@ def test_arrays_and_dependencies_give_the_lab_of_one_machine(place, cluster, sub
     )  # trainings, then what reads them
     going = lesion("status", "--lab", str(place / "degrade"))
     assert "tasks are done" in going or "waiting" in going or "running" in going
-    cluster.until_idle(480)
+    cluster.until_idle()
     for name in ("degrade", "modern", "long"):
         assert canonical(place / name) == alone(name), logs(place / name)[-3000:]
         assert "tasks are done" in lesion("status", "--lab", str(place / name))
@@ -169,11 +169,11 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
     again = ["submit", *DEGRADE.split(), "--lab", str(lab), "--profile", str(place / "profile.toml")]
     assert "still at work or waiting" in lesion(*again, code=2)
     assert "cancelled degrade-" in lesion("cancel", "--lab", str(lab))
-    cluster.until_idle(480)
+    cluster.until_idle()
     said = lesion("status", "--lab", str(lab))
     assert "cancelled" in said and "lesion resubmit" in said
     assert "submitted degrade-" in lesion("resubmit", "--lab", str(lab))
-    cluster.until_idle(480)
+    cluster.until_idle()
     assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
     assert "nothing to do" in lesion("resubmit", "--lab", str(lab))
     fault("cancelled job (SLURM)", "scancel while it reads", "the rest submitted again, byte-identical")
@@ -188,7 +188,7 @@ def test_two_processes_of_a_job_train_together(place, cluster, fault, sharded):
     study = "modern-lm --tier smoke --steps 20"
     submit(place, lab.name, study, "together.toml")
     lesion("run", *study.split(), "--lab", str(place / "one"), "--threads", "1", "--verbosity", "quiet")
-    cluster.until_idle(480)
+    cluster.until_idle()
     assert "tasks are done" in lesion("status", "--lab", str(lab)), logs(lab)[-3000:]
     there = {(row["reading"], row["item"]): row["nll"] for row in Store(place / "one").rows() if "nll" in row}
     rows = [row for row in Store(lab).rows() if "nll" in row]
@@ -202,7 +202,7 @@ def test_two_processes_of_a_job_train_together(place, cluster, fault, sharded):
 def test_what_fails_takes_its_own_along_and_nothing_else(place, cluster):
     lab = place / "failing"  # the learning rate is one that no training survives
     submit(place, "failing", "modern-lm --tier smoke --repeats 2 --steps 20 --lr 1e30")
-    cluster.until_idle(480)
+    cluster.until_idle()
     said = lesion("status", "--lab", str(lab))
     assert ("2 failed" in said and "2 cancelled" in said) or "2 lost" in said, said
     assert "Stopped: loss" in said
@@ -238,6 +238,6 @@ def test_a_setup_line_that_fails_ends_the_job(place, cluster):
     lab = place / "unset"
     (place / "unset.toml").write_text(PROFILE + 'setup = ["source /nowhere/activate"]\n')
     submit(place, lab.name, DEGRADE, "unset.toml")
-    cluster.until_idle(480)
+    cluster.until_idle()
     assert not Store(lab).index.seals, "nothing runs in an environment that is another than was asked for"
     assert "failed" in lesion("status", "--lab", str(lab)) and "/nowhere/activate" in lesion("logs", "--lab", str(lab))

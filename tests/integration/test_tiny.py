@@ -41,10 +41,10 @@ def test_interrupted_it_goes_on_to_the_same_bits(quick, tmp_path, monkeypatch):
     monkeypatch.setenv("LESION_CACHE", str(tmp_path / "again"))
     step = fit._step
 
-    def dies(team, made, data, how, number):
+    def dies(team, made, data, how, number, *more):
         if number == 4:
             raise KeyboardInterrupt
-        return step(team, made, data, how, number)
+        return step(team, made, data, how, number, *more)
 
     monkeypatch.setattr(fit, "_step", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from attacks import model, passage
+from lesion.flips import _asked as asked
 from lesion.flips import allowed, attackable, candidates, gradients, stable, table
 from lesion.packaged import SPECIAL, byte_tokenizer
 from lesion.triggers import drawn
@@ -51,7 +52,7 @@ def test_unused_words_are_not_allowed_even_where_text_can_carry_them():
         def __call__(self, texts, **how):
             return {"input_ids": [[self.names.index(text)] for text in texts]}
 
-    assert allowed(Words(), 9).tolist() == [False, True, False, False, False, True, True, False, False]
+    assert asked(Words(), 9).tolist() == [False, True, False, False, False, True, True, False, False]
 
 
 def test_bytes_that_are_no_letter_alone_are_not_allowed():
