@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lesion import streams
 from lesion.inference import SlotCache, inference, mask_by_kind
+from lesion.likelihood import context_of
 from lesion.sampling import Sampling, choose
 
 logger = logging.getLogger("lesion")
@@ -337,7 +338,7 @@ def _refuse_bad(model: PreTrainedModel, prompts: Sequence[Prompt], new_tokens: i
     if new_tokens < 1:
         raise ValueError(f"at least one new token must be asked for, not {new_tokens}")
     text = model.config.get_text_config(decoder=False)
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    context = context_of(text)
     room = 0 if model.config.is_encoder_decoder else new_tokens
     for prompt in prompts:
         if prompt.shows and model.config.is_encoder_decoder:

@@ -25,6 +25,11 @@ class Window:
     end: int
 
 
+def context_of(text: Any) -> int | None:
+    """Most tokens that a model with this text configuration reads at once; None where it has no such limit."""
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
 def windows(item: str, length: int, window: int, stride: int, first: int = 1) -> Iterator[Window]:
     """Windows over one document: every token from `first` on is scored exactly once, with the longest history there is."""
     done = first

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from lesion.inference import inference
-from lesion.likelihood import BATCH_TOKENS, Window, padded, scored
+from lesion.likelihood import BATCH_TOKENS, Window, context_of, padded, scored
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check(model: Any, passages: Sequence[Passage]) -> None:
     """Raises ValueError where a passage is not of the model's kind, or longer than its context."""
     both = model.config.is_encoder_decoder
     text = model.config.get_text_config(decoder=False)
-    context = None if both else getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    context = None if both else context_of(text)
     for passage in passages:
         if (passage.source is not None) != both:
             kind, need = ("an encoder-decoder", "a source") if both else ("a causal model", "no source")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator
 
 from lesion.documents import OfDocuments
+from lesion.likelihood import context_of
 from lesion.texts import Document, corpus
 from lesion.trial import Measure, Reading, Row, Specimen
 
@@ -135,8 +136,7 @@ class Trigger(OfDocuments):
         ids, first, _ = self.tokenise(specimen, document)
         special = set(specimen.tokenizer.all_special_ids)
         starts = next((i for i, token in enumerate(ids[:first]) if token not in special), first)
-        config = specimen.model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        context = context_of(specimen.model.config.get_text_config())
         if context and len(ids) + self.length > context:
             raise ValueError(
                 f"a trigger of {self.length} tokens before the {len(ids)} of document {document.id!r} exceeds the "

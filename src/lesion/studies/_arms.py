@@ -71,20 +71,18 @@ class Arms:
     @cached_property
     def loss(self) -> Measure:
         """The primary measure, on text that nobody trains on."""
-        from lesion.measures import Perplexity
-
-        s = self.scale
-        window = {"window": s.tokens, "stride": s.tokens // 2}
-        return Perplexity(corpus=s.held_out, documents=s.documents, tokens=s.tokens, **window).pin()
+        return self._loss_on(self.scale.held_out, self.scale.documents)
 
     @cached_property
     def kept(self) -> Measure:
         """What rates are chosen by: the documents of the training corpus that are not trained on."""
+        return self._loss_on(self.scale.training["corpus"], self.scale.skip)
+
+    def _loss_on(self, corpus: str, documents: int) -> Measure:
         from lesion.measures import Perplexity
 
-        s = self.scale
-        window = {"window": s.tokens, "stride": s.tokens // 2}
-        return Perplexity(corpus=s.training["corpus"], documents=s.skip, tokens=s.tokens, **window).pin()
+        tokens = self.scale.tokens
+        return Perplexity(corpus=corpus, documents=documents, tokens=tokens, window=tokens, stride=tokens // 2).pin()
 
     def constraint(self, arm: str) -> Trial:
         """An arm before its recovery."""
@@ -176,7 +174,7 @@ class Arms:
             "trigger described": trigger(manner="coordinate", **how).pin(),
         }
         for other in self.judged:
-            if other != arm and other != PRETRAINED and arm != PRETRAINED:
+            if other != arm:
                 theirs = self.trial(other, seed)
                 own = flip(manner="iterative", seed=seed, corpus=s.held_out, **s.attack).pin()
                 replay = Reading(trial=theirs, measure=own)

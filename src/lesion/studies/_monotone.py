@@ -55,11 +55,6 @@ def delta(row: Row) -> float | None:
     return row.get("delta")
 
 
-def beyond_random(row: Row) -> float | None:
-    """What a trigger adds to what any string of its length adds."""
-    return None if row.get("delta") is None else row["delta"] - row["delta_random"]
-
-
 @dataclass
 class Told:
     """One subject's readings, as far as they are there."""
@@ -98,19 +93,6 @@ class Told:
             return dict.fromkeys(("value", "low", "high", "items", "seeds"))
         e = ratio(np.nan_to_num(found), known.astype(float), purpose=f"monotone {name}")
         return {"value": e.value, "low": e.low, "high": e.high, "items": e.items, "seeds": e.seeds}
-
-    def facts(self, arm: str, seed: int, key: str) -> Any:
-        """The last fact of this name in an arm's ledger, or in that of what it was chosen from."""
-        trial = self.arms.trial(arm, seed)
-        entries = list(self.states.get(trial.key, {}).get("ledger", []))
-        if arm in self.arms.scale.arms and trial.steps and trial.steps[0].name == "choose":
-            entries += self.states.get(self.arms.constraint(arm).key, {}).get("ledger", []) if self.is_held(arm) else []
-        return next((e["facts"][key] for e in reversed(entries) if key in e.get("facts", {})), None)
-
-    def is_held(self, arm: str) -> bool:
-        from lesion.studies._arms import CONSTRAINTS
-
-        return arm in CONSTRAINTS
 
     def refuse_sameness(self) -> None:
         """Raises ValueError where two seeds of an arm are one model: three readings of it are not three."""

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from lesion.flipping import success
-from lesion.studies._arms import PRETRAINED
+from lesion.studies._arms import CONSTRAINTS, PRETRAINED
 from lesion.studies._monotone import NOTES, THRESHOLD, Told, attacked, delta, nll, rise
 from lesion.trial import Row
 
@@ -80,7 +80,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _kept(one: Told, arm: str) -> list[dict[str, Any]]:
     """Mass that an initialisation keeps, and its loss before and after recovery."""
-    if not one.is_held(arm):
+    if arm not in CONSTRAINTS:
         return []
     ledger = one.states.get(one.arms.constraint(arm).key, {}).get("ledger", [])
     facts: dict[str, Any] = next((e["facts"] for e in reversed(ledger) if "retained" in e.get("facts", {})), {})

@@ -189,12 +189,12 @@ class Monotone(Study):
 
     def check(self, store: Store) -> None:
         """Looks at every model's outline: is there what is to be constrained, and is its context long enough?"""
+        from lesion.likelihood import context_of
         from lesion.steps import Constrain
 
         for arms in self._all:
             model = arms.subject.outline()
-            config = model.config.get_text_config()
-            context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+            context = context_of(model.config.get_text_config())
             longest = self.prompt + self.target + self.trigger_length
             if context and longest > context:
                 raise ValueError(
