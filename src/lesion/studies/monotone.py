@@ -163,7 +163,7 @@ class Monotone(Study):
             attack |= {"candidates": max(1, self.candidates // 2)}
             trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "documents": max(2, self.attacked // 2)}
             arms = tuple(arm for arm in arms if arm not in ("abs-free", "sign-frozen", HARDENED))
-        benchmarks = dict.fromkeys(self.benchmarks, self.sample)
+        benchmarks = {task: {"sample": self.sample, "source": self.source} for task in self.benchmarks}
         common: dict[str, Any] = {
             "main": self.main,
             "site": self.site,
