@@ -223,7 +223,7 @@ class Slots:
             input_ids=tokens,
             attention_mask=mask,
             position_ids=at.clamp(min=0),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
             **(tensors or {}),
@@ -288,10 +288,10 @@ class Waves:
             encoder_outputs=self.encoded,
             attention_mask=self.mask,
             decoder_input_ids=tokens[:, None].to(self.model.device),
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = out.cache
         return out.logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -212,7 +212,7 @@ class DecoderModel(DecoderPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -221,12 +221,12 @@ class DecoderModel(DecoderPreTrainedModel):
             raise ValueError("expected either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cached = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if cached and past_key_values is None:
-            past_key_values = DynamicCache()
+        if cached and cache is None:
+            cache = DynamicCache()
         if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -x.shape[1] :]  # padding has no place
         if position_ids is None:
-            before = past_key_values.get_seq_length() if past_key_values is not None else 0
+            before = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(before, before + x.shape[1], device=x.device)[None]
         d = self.config.head_dim
         frequencies = self.config.rope_theta ** (-torch.arange(0, d, 2, device=x.device, dtype=torch.float) / d)
@@ -240,12 +240,12 @@ class DecoderModel(DecoderPreTrainedModel):
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 position_ids=position_ids,
             )
         for layer in self.layers:
-            x = layer(x, where, mask, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+            x = layer(x, where, mask, cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
 class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
@@ -265,14 +265,14 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs)
+        out = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         hidden = out.last_hidden_state[:, logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else kept]
         logits = self.lm_head(hidden)
@@ -281,7 +281,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             loss = (
                 self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size) + self.router_loss()
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, cache=out.cache)
 
     def router_loss(self) -> torch.Tensor:
         """Balance and z losses of all mixtures, weighted, of the last forward; zero for a dense model."""

@@ -342,14 +342,14 @@ def _layer(module: Any, pack: bool) -> Callable[..., torch.Tensor]:
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = False,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         assert position_embeddings is not None
         cos, sin = (part[:, :, None] for part in position_embeddings)  # [B, T, 1, D]
-        return layer(hidden_states, cos, sin, attention_mask, past_key_values)
+        return layer(hidden_states, cos, sin, attention_mask, cache)
 
     def own(self: Any, x: torch.Tensor, where: Any, mask: Any, past: Cache | None, **kwargs: Any) -> torch.Tensor:
         cos, sin = (part.transpose(1, 2) for part in where.turns(x.dtype))

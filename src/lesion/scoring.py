@@ -57,7 +57,7 @@ def read_on(model: Any, ids: torch.Tensor, start: int, targets: int, prefix: Pre
     found: torch.Tensor = model(
         input_ids=ids,
         position_ids=torch.arange(start, start + ids.shape[1], device=ids.device)[None],
-        past_key_values=prefix if start else None,
+        cache=prefix if start else None,
         use_cache=bool(start),
         logits_to_keep=targets,
     ).logits
@@ -68,7 +68,7 @@ def read_prefix(model: Any, tokens: torch.Tensor) -> Prefix:
     """The keys and values of tokens [S]."""
     prefix = Prefix()
     if len(tokens):
-        model(input_ids=tokens[None].to(model.device), past_key_values=prefix, use_cache=True, logits_to_keep=1)
+        model(input_ids=tokens[None].to(model.device), cache=prefix, use_cache=True, logits_to_keep=1)
     return prefix
 
 

@@ -32,7 +32,7 @@ class DecoderConfig(PreTrainedConfig):
     """
 
     model_type = "lesion-decoder"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache",)
 
     vocab_size: int = 4096
     hidden_size: int = 256

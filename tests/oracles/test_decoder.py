@@ -67,8 +67,8 @@ def test_cached_is_uncached_and_nothing_sees_the_future(kind):
         whole = model(x, use_cache=False).logits
         past, steps = None, []
         for t in range(x.shape[1]):
-            out = model(x[:, t : t + 1], past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model(x[:, t : t + 1], cache=past, use_cache=True)
+            past = out.cache
             steps.append(out.logits)
         torch.testing.assert_close(torch.cat(steps, 1), whole, atol=2e-5, rtol=1e-4)
         other = x.clone()
@@ -150,7 +150,7 @@ def test_a_rolling_cache_says_the_same_and_does_not_grow(kind):
     with torch.no_grad():
         whole = model(x, use_cache=False).logits
         for part in (x[:, :11], *x[:, 11:].split(1, 1)):
-            steps.append(model(part, past_key_values=cache, use_cache=True).logits)
+            steps.append(model(part, cache=cache, use_cache=True).logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, atol=2e-5, rtol=1e-4)
     assert cache.held[0][0].shape[2] == sinks + model.config.window - 1
 
