@@ -77,12 +77,7 @@ class OfExcerpts(Measure):
         return {item: self._document(specimen, item, texts[item]) for item in items}
 
     def _document(self, specimen: Specimen, item: str, text: str) -> Excerpt:
-        tokenizer: Any = specimen.tokenizer
-        coded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-        ids, special = coded["input_ids"], coded["special_tokens_mask"]
-        first = next((i for i, mark in enumerate(special) if not mark), len(ids))
-        last = next((i for i in range(len(ids), first, -1) if not special[i - 1]), first)
-        begin, words, end = ids[:first], ids[first:last], ids[last:]
+        begin, words, end = parted(specimen.tokenizer, text)
         if len(words) <= self.prompt:
             raise ValueError(
                 f"document {item!r} has {len(words)} tokens: an attack on the first {self.prompt} leaves none to score"
@@ -101,6 +96,15 @@ class OfExcerpts(Measure):
         answer = tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"][: self.target]
         passage = _passage(specimen, row["item"], tokens, answer) if answer else None
         return Excerpt(passage, words, row["group"])
+
+
+def parted(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[int]]:
+    """A text's tokens: what the tokenizer itself puts before it, the text, and what the tokenizer puts behind it."""
+    coded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    ids, special = coded["input_ids"], coded["special_tokens_mask"]
+    first = next((i for i, mark in enumerate(special) if not mark), len(ids))
+    last = next((i for i in range(len(ids), first, -1) if not special[i - 1]), first)
+    return ids[:first], ids[first:last], ids[last:]
 
 
 def _passage(specimen: Specimen, item: str, before: Sequence[int], after: Sequence[int]) -> Any:

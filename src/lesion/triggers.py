@@ -28,15 +28,18 @@ TRIES = 1000  # draws of a token that survives being written out, behind those t
 @dataclass(frozen=True)
 class Text:
     """A text that a trigger is put into: what stands before the trigger (a start token), and what follows, of which the
-    tokens from `scored` on are targets."""
+    tokens from `scored` on are targets. An encoder reads all of that, and the decoder's `target` is scored instead."""
 
     item: str
     before: tuple[int, ...]
     rest: tuple[int, ...]
-    scored: int
+    scored: int = 0
+    target: tuple[int, ...] | None = None
 
     def passage(self, trigger: Sequence[int] = ()) -> Passage:
         start = (*self.before, *trigger)
+        if self.target is not None:
+            return Passage(self.item, self.target, source=(*start, *self.rest))
         return Passage(self.item, (*start, *self.rest), len(start) + self.scored)
 
 

@@ -86,13 +86,22 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         steps.Constrain(site="mlp+attention.output", init="signature"),
     ],
     "choose": [steps.Choose(candidates=(Reading(trial=HEALTHY, measure=measures.Order(directions=3)),), value="tau")],
+    "precision": [steps.Precision(dtype=d) for d in ("bfloat16", "int8", "nf4")],  # float16: see oracles/test_precision.py
+    "lora": [steps.Lora(rank=4), steps.Lora(site="attention", alpha=4.0, dropout=0.1, seed=2)],
+    "merge": [],  # it needs adapters to merge: see oracles/test_lora.py
     "match-loss": [],  # what it changes depends on another model: see oracles/test_constraints.py
     "monotonicity": [measures.Monotonicity(documents=2, tokens=24, pairs=8, points=2, needed=False).pin()],
     "order": [measures.Order(directions=5)],
+    "spectrum": [
+        measures.Spectrum(documents=2, tokens=40).pin(),
+        measures.Spectrum(
+            of=("activations", "weights", "change"), reference=HEALTHY, documents=2, tokens=24, site="mlp"
+        ).pin(),
+    ],
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "trigger", "benchmark"}
-THAT_BUILD = {"constrain"}  # parameters come and go, so they are kept and never undone
+OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "benchmark", "spectrum"}
+THAT_BUILD = {"constrain", "precision", "lora", "merge"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}

@@ -41,10 +41,12 @@ def read(here, **options):
 def document(here, item, trigger, tokens=20):
     """A document behind a trigger; only its own tokens, without the first, which nothing predicts, are targets."""
     ids = here.tokenizer(next(d.text for d in corpus("austen") if d.id == item))["input_ids"][:tokens]
+    if here.model.config.is_encoder_decoder:  # the encoder reads half of it, behind the trigger
+        return Passage(item, tuple(ids[tokens // 2 :]), source=(*trigger, *ids[: tokens // 2]))
     return Passage(item, (*trigger, *ids), len(trigger) + 1)
 
 
-@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gemma3-text", "tiny-decoder"])
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gemma3-text", "tiny-decoder", "tiny-t5"])
 @pytest.mark.parametrize("manner", ["gradient", "coordinate"])
 def test_rows_can_be_computed_again(family, manner):
     here = specimen(family)
@@ -58,7 +60,7 @@ def test_rows_can_be_computed_again(family, manner):
     random = [drawn("trigger control", 0, i, 3, may, here.tokenizer) for i in range(2)]
     for row in judged:
         clean, attacked, *others = (naive(here.model, document(here, row["item"], t)) for t in ([], trigger, *random))
-        assert row["tokens"] == 19 and row["outcome"] == "judged"
+        assert row["tokens"] == (10 if family == "tiny-t5" else 19) and row["outcome"] == "judged"
         assert row["clean"] == pytest.approx(clean, rel=1e-5) and row["attacked"] == pytest.approx(attacked, rel=1e-5)
         assert row["random"] == pytest.approx(sum(others) / 2, rel=1e-5)
         assert row["delta"] == row["attacked"] - row["clean"] and row["delta_random"] == row["random"] - row["clean"]
@@ -94,6 +96,19 @@ def test_a_start_token_stays_in_front_and_lets_the_first_token_count():
         and text.scored == 1
         and text.passage((7, 8)).targets == text.passage().targets == text.rest[1:]
     )
+
+
+def test_what_an_encoder_reads_keeps_its_end_token_and_the_trigger_stands_before_the_text():
+    from tokenizers.processors import TemplateProcessing
+
+    here = specimen("tiny-t5")
+    here.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 257)]
+    )
+    text = Trigger(**SMALL)._text(here, corpus("austen")[2])
+    words = here.tokenizer(corpus("austen")[2].text, add_special_tokens=False)["input_ids"][:20]
+    passage = text.passage((7, 8))
+    assert passage.source == (7, 8, *words[:10], 257) and passage.targets == tuple(words[10:])
 
 
 def texts(here, n=3, length=14):
@@ -195,9 +210,6 @@ def test_what_cannot_be_asked_is_refused():
         read(here, searched=99)
     with pytest.raises(ValueError, match="quote must be a reading by trigger, not by perplexity"):
         Trigger(quote=Reading(trial=Trial(subject=Scratch()), measure=Perplexity()))
-    with pytest.raises(ValueError, match="encoder-decoder"):
-        measure = Trigger(**SMALL)
-        measure.read(specimen("tiny-t5"), measure.items(here))
 
 
 def test_documents_without_tokens_are_refused(tmp_path):

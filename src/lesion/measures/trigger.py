@@ -3,6 +3,7 @@
 
     delta(document) = loss(document | trigger) − loss(document)          nats a token, over the document's own tokens
 
+Of a document that an encoder-decoder reads, the encoder gets the trigger and the first half, and the loss is that of the second.
 The trigger is sought on the first documents of a corpus (see `triggers.py`) and judged on the next. Random triggers of the same
 length are the control: any foreign string disturbs a model. With `quote`, nothing is sought: the trigger that another reading
 found is judged here, which says whether it transfers.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator
 
 from lesion.documents import OfDocuments
+from lesion.excerpts import parted
 from lesion.likelihood import context_of
 from lesion.texts import Document, corpus
 from lesion.trial import Measure, Reading, Row, Specimen
@@ -81,11 +83,6 @@ class Trigger(OfDocuments):
         return n + 1, (sought + n * (2 + self.controls)) * width
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> Iterator[Row]:
-        if specimen.model.config.is_encoder_decoder:
-            raise ValueError("a trigger in front of a text is for causal models, and this one is encoder-decoder")
-        return self._rows(specimen, items)
-
-    def _rows(self, specimen: Specimen, items: Sequence[str]) -> Iterator[Row]:
         from lesion.flips import allowed, losses, table
         from lesion.triggers import drawn
 
@@ -129,10 +126,19 @@ class Trigger(OfDocuments):
         return {**means, "raised": sum(row["delta"] > 0 for row in good), "not_finite": len(judged) - len(good)}
 
     def _text(self, specimen: Specimen, document: Document) -> Text:
-        """A document with its start token apart. What is scored without a trigger is scored with it."""
+        """A document with its start token apart. What is scored without a trigger is scored with it. An encoder reads the first
+        half of its tokens, behind the trigger, and the decoder is scored on the second."""
         from lesion.triggers import Text
 
         assert specimen.tokenizer is not None
+        if specimen.model.config.is_encoder_decoder:
+            begin, words, end = parted(specimen.tokenizer, document.text)
+            words = words[: self.tokens]
+            if (half := len(words) // 2) < 1:
+                raise ValueError(
+                    f"document {document.id!r} scores no token: it has {len(words)} of them, and no two halves"
+                )
+            return Text(document.id, tuple(begin), (*words[:half], *end), target=tuple(words[half:]))
         ids, first, _ = self.tokenise(specimen, document)
         special = set(specimen.tokenizer.all_special_ids)
         starts = next((i for i, token in enumerate(ids[:first]) if token not in special), first)
