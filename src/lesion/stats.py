@@ -233,8 +233,15 @@ def cohens_d(differences: ArrayLike, *, level: float = 0.95) -> Standardised:
         return Standardised(None, None, None)
     error, df = (float(a[0]) for a in standard_error(x[None]))
     mean, spread = float(each.mean()), float(each.std(ddof=1))
-    low, high = (special.nctdtrinc(df, tail, mean / error) for tail in ((1 + level) / 2, (1 - level) / 2))
-    return Standardised(mean / spread, float(low) * error / spread, float(high) * error / spread)
+    low, high = (noncentrality(mean / error, df, tail) for tail in ((1 + level) / 2, (1 - level) / 2))
+    return Standardised(mean / spread, low * error / spread, high * error / spread)
+
+
+def noncentrality(t: float, df: float, tail: float) -> float:
+    """That of the noncentral t whose quantile at `tail` is t. Beyond |t| = 1000 scipy's search is slow and inexact; t is χ."""
+    if abs(t) <= 1000:
+        return float(special.nctdtrinc(df, tail, t))
+    return t * float(stats.chi2.ppf(1 - tail if t > 0 else tail, df) / df) ** 0.5
 
 
 def power_paired(d: float, n: int, alpha: float = ALPHA) -> float:
