@@ -187,6 +187,8 @@ def export(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _save_state(store: Store, beginning: str, folder: Path) -> None:
     """Makes a state again, proves it by the digest in its ledger, and writes it as a transformers directory."""
+    from lesion.adapters import adapted, fold
+    from lesion.coded import code_of
     from lesion.constraints import materialise
     from lesion.trial import Trial
     from lesion.walk import Walk
@@ -199,7 +201,14 @@ def _save_state(store: Store, beginning: str, folder: Path) -> None:
         raise ValueError(
             f"state {key[:KEY]} comes out with digest {now} here, but {then} was read: another machine or version?"
         )
-    materialise(specimen.model)  # others know no constraint, only weights
+    if (kind := code_of(specimen.model)) is not None:
+        raise ValueError(
+            f"state {key[:KEY]} holds linear weights as {kind} codes, and a plain model holds floats: export the state before "
+            "`precision`"
+        )
+    if any(adapted(specimen.model)):
+        fold(specimen.model)
+    materialise(specimen.model)  # others know no constraint and no adapter, only weights
     specimen.model.save_pretrained(folder)
     saved = specimen.processor or specimen.tokenizer
     if saved is not None:

@@ -84,6 +84,9 @@ def is_turned(module: nn.Module) -> bool:
 
 
 def oriented(module: Any) -> torch.Tensor:
-    """The matrix that a linear module computes with, [out, in], parametrized or not."""
+    """The matrix that a linear module computes with, [out, in], parametrized or not. ValueError where it has an adapter, which is
+    no part of that matrix."""
+    if "base_layer" in module._modules:
+        raise ValueError("a matrix with an adapter beside it is not all that is computed with: merge the adapter first")
     weight: torch.Tensor = module.weight
     return weight.t() if is_turned(module) else weight

@@ -23,12 +23,14 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from lesion import runs
+from lesion.adapters import adapted
+from lesion.coded import code_of
 from lesion.compiling import compiled
 from lesion.constraints import project
 from lesion.digest import named_tensors
 from lesion.loss import IGNORE, routers, sum_of_losses
 from lesion.optimizers import OptimizerName, groups, optimizer
-from lesion.packing import Documents, Packed
+from lesion.packing import Documents, Listed, Packed
 from lesion.products import fast_products
 from lesion.ranks import Alone, Shards, Teacher, enter
 from lesion.stopping import asked, listening
@@ -39,6 +41,7 @@ Tell = Callable[..., None]
 Perturb = Callable[
     [Alone, int, list[Any]], list[Any]
 ]  # what a step's batch, as `Packed.batch` gives it, is turned into
+Ends = Callable[[Any, int, dict[str, Any]], str | None]  # model, number of the step, its loss and gradient norm
 
 
 class Training(BaseModel):
@@ -82,33 +85,34 @@ class Training(BaseModel):
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     seed: int = Field(default=0, ge=0, description="of the order of rows and of dropout")
 
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, …: linear warm-up, then lr·(floor + (1 − floor)·shape), shape from 1 to 0 over what is
+        left."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.steps - self.warmup - 1)
+        shape = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        return self.lr * (self.floor + (1 - self.floor) * shape)
+
 
 class Stopped(RuntimeError):
     """The loss or the gradient is not finite, or has jumped."""
 
 
-def learning_rate(how: Training, step: int) -> float:
-    """Of step 0, 1, …: linear warm-up, then lr·(floor + (1 − floor)·shape), shape from 1 to 0 over what is left."""
-    if step < how.warmup:
-        return how.lr * (step + 1) / how.warmup
-    if how.schedule == "constant":
-        return how.lr
-    done = (step - how.warmup) / max(1, how.steps - how.warmup - 1)
-    shape = (1 + math.cos(math.pi * done)) / 2 if how.schedule == "cosine" else 1 - done
-    return how.lr * (how.floor + (1 - how.floor) * shape)
-
-
 def fit(
     model: Any,
-    data: Packed,
+    data: Packed | Listed,
     how: Training,
     *,
     folder: Path,
-    held_out: Packed | None = None,
+    held_out: Packed | Listed | None = None,
     tell: Tell | None = None,
     teacher: Teacher | None = None,
     before: Callable[[Any, int], None] | None = None,
     perturb: Perturb | None = None,
+    ends: Ends | None = None,
 ) -> dict[str, Any]:
     """Trains in place and returns facts for the ledger. Checkpoints and `metrics.jsonl` lie in `folder`; where it holds a
     checkpoint of the same run, the run goes on from there. `perturb` may change the batch of a step; what it does must follow
@@ -116,13 +120,20 @@ def fit(
 
     Weights are held in float32 meanwhile and returned in the type they came in; those that are held to a sign by projection are
     projected after each step. `teacher`: a model to learn from and its share of the loss. `before`: called with the model and
-    the number of each step. Raises `Stopped` with the step, its rows and the last good state, or where fewer weights than
-    `how.moved` have moved; `Unfinished` after SIGTERM or SIGUSR1; ValueError where the folder holds another run.
+    the number of each step. `ends`: asked after each step, with the model and what the step found, whether that was the last; its
+    word for why enters the facts, and a step whose loss it so accepts may be not finite. Raises `Stopped` with the step, its rows
+    and the last good state, or where fewer weights than `how.moved` have moved; `Unfinished` after SIGTERM or SIGUSR1;
+    ValueError where the folder holds another run.
     """
+    if (kind := code_of(model)) is not None and not any(adapted(model)):
+        raise ValueError(
+            f"linear weights are {kind} codes and cannot be trained: add `lora`, whose adapters are trained beside them"
+        )
     types = {name: t.dtype for name, t in named_tensors(model)}
     model.float()
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    key = runs.run_key(how.model_dump_json(), data, start)
+    whole = start if len(start) == sum(1 for _ in model.parameters()) else dict(named_tensors(model))
+    key = runs.run_key(how.model_dump_json(), data, whole)
     team = enter(model, teacher)
     if how.batch < team.world * how.split:
         raise ValueError(f"{how.batch} rows cannot be split among {team.world} processes in {how.split} parts each")
@@ -136,7 +147,8 @@ def fit(
     training, began = model.training, time.perf_counter()
     if how.recompute:
         team.model.activation_checkpointing_enable({"use_reentrant": False})
-    last: dict[str, Any] = {"loss": losses[-1] if losses else None}
+    last: dict[str, Any] = {"step": first, "loss": losses[-1] if losses else None}
+    ended: str | None = None
     team.model.train()
     arranged = compiled(team.model) if how.compile else nullcontext()
     with fast_products(team.model), arranged, listening(), _metrics(folder, team.rank) as write:
@@ -144,16 +156,21 @@ def fit(
             if before is not None:
                 before(team.model, step)
             found = _step(team, made, data, how, step, perturb)
+            ended = ends(team.model, step, found) if ends is not None else None
+            if ended is not None and not (math.isfinite(found["loss"]) and math.isfinite(found["norm"])):
+                break  # this step has changed nothing
             _check(found["loss"], found["norm"], losses, how, step, folder)
             losses.append(found["loss"])
             spent, done = time.perf_counter() - began, step + 1
-            last = {"step": done, "lr": learning_rate(how, step), **found}
+            last = {"step": done, "lr": how.rate(step), **found}
             if how.eval_every and held_out is not None and (done % how.eval_every == 0 or done == how.steps):
                 last["held_out"] = evaluate(team.model, held_out, how, team.loss)
             rate = found["tokens"] * (done - first) / spent
             write({**last, "seconds": spent})
             if tell is not None and team.rank == 0:
                 tell("train", steps=how.steps, rate=rate, left=(how.steps - done) * spent / (done - first), **last)
+            if ended is not None:
+                break
             stop = team.total(asked()) > 0
             if done < how.steps and (stop or done % how.save_every == 0):
                 runs.save(folder, team, made, done)
@@ -167,24 +184,26 @@ def fit(
         tensor.data = tensor.data.to(types[name])
     trained = [(p, start[name].to(p.dtype)) for name, p in model.named_parameters() if name in start]
     moved, size = sum(int((p != was).sum()) for p, was in trained), sum(p.numel() for p, _ in trained)
-    if moved / size < how.moved:
+    if moved / size < how.moved and ended is None:
         kinds = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p, _ in trained}))
         raise Stopped(
             f"{moved / size:.3g} of the weights have moved after {how.steps} steps, and at least {how.moved:g} were to: updates "
             f"that are smaller than the spacing of the numbers round away (held in {kinds}, largest learning rate {how.lr:g})"
         )
-    facts = {"steps": how.steps, "loss": last["loss"], "trained": size, "moved": moved / size}
-    facts |= {"rows": how.steps * how.batch, "curve": runs.curve(folder, how.steps)}
+    done = last["step"]
+    facts = {"steps": done, "loss": last["loss"], "trained": size, "moved": moved / size}
+    facts |= {"rows": done * how.batch, "curve": runs.curve(folder, max(done, 1))}
+    facts |= {"ended": ended} if ends is not None else {}
     return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
 
 
 def _step(
-    team: Alone, made: torch.optim.Optimizer, data: Packed, how: Training, step: int, perturb: Perturb | None
+    team: Alone, made: torch.optim.Optimizer, data: Packed | Listed, how: Training, step: int, perturb: Perturb | None
 ) -> dict[str, Any]:
     """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens; of experts also the
     share of pairs that were dropped, and the largest load by the mean one."""
     for group in made.param_groups:
-        group["lr"] = learning_rate(how, step)
+        group["lr"] = how.rate(step)
     batch: list[Any] = list(data.batch(step * how.batch, how.batch))
     batch = perturb(team, step, batch) if perturb is not None else batch
     tokens, total = int((batch[1] != IGNORE).sum()), 0.0
@@ -219,7 +238,7 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: Packed, how: Training, loss: Any = None) -> float:
+def evaluate(model: Any, data: Packed | Listed, how: Training, loss: Any = None) -> float:
     """Mean −ln p a token over all rows, in their order. Several processes all read all of them."""
     was, total, tokens = model.training, 0.0, 0
     model.eval()

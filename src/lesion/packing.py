@@ -70,6 +70,33 @@ class Packed:
         return ids, targets, mask, at
 
 
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Rows that are given, [rows, length + 1] of tokens, in their order; behind the last comes the first again."""
+
+    stream: Ids
+    seed: int = 0
+    documents: Documents = "joined"
+    begin: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.stream.shape[1] - 1
+
+    @property
+    def number(self) -> Ids:
+        """All of a row is one document."""
+        return np.arange(len(self.stream), dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """As of `Packed`."""
+        rows = torch.from_numpy(self.stream[np.arange(first, first + count) % len(self.stream)].astype(np.int64))
+        return rows[:, :-1], rows[:, 1:], None, torch.arange(self.length).expand(count, -1)
+
+
 def pack(
     documents: Sequence[Sequence[int]],
     end: int,

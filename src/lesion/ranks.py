@@ -52,7 +52,8 @@ class Alone:
         self.loss: Any = _Loss(model, teacher)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.model.named_parameters()
+        """What is trained. The rest does not change, and is part of no checkpoint."""
+        yield from ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def share(self, parts: list[Any], split: int) -> list[list[Any]]:
         """This process's rows of a batch, in `split` pieces."""

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lesion.log import sync_folder
-from lesion.packing import Packed
+from lesion.packing import Listed, Packed
 from lesion.ranks import Alone
 
 logger = logging.getLogger("lesion")
@@ -33,7 +33,7 @@ KEPT = 2  # checkpoints that stay
 CURVE = 40  # points of the loss that a ledger keeps
 
 
-def run_key(settings: str, data: Packed, start: dict[str, torch.Tensor]) -> str:
+def run_key(settings: str, data: Packed | Listed, start: dict[str, torch.Tensor]) -> str:
     """What makes two runs the same: settings, data and first weights."""
     from lesion.digest import tensor_digest
 

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from lesion.coded import Coded
 from lesion.contents import Entry, contents, depth, is_bare, no_such, type_of, walk
 from lesion.families import Place
 
@@ -96,6 +97,28 @@ def resolve(model: PreTrainedModel, site: str, *, biases: bool = False) -> list[
                 seen.add(region)
                 views.append(view)
     return views
+
+
+def matrices(model: PreTrainedModel, site: str) -> list[str]:
+    """Paths of the modules whose whole matrices an address means, in the model's reading order. No tensor is looked at, so layers
+    that are held as codes have a path too. Raises ValueError for an address that is malformed or matches nothing, for heads, and
+    for a part of a matrix whose other parts are not meant."""
+    entries, chosen = contents(model), set[int]()
+    for term in parse(site):
+        if term.heads is not None:
+            raise ValueError(f"site {term.text!r} asks for heads, where whole matrices are meant")
+        chosen |= {line for line, _ in _select(model, entries, term)}
+    paths = list(dict.fromkeys(entries[line].place.path for line in sorted(chosen)))
+    for line, entry in enumerate(entries):
+        if line not in chosen and entry.place.path in paths:
+            raise ValueError(
+                f"site {site!r} means a part of {entry.place.path}, which is one matrix with {entry.part} in {type_of(model)}: "
+                f"whole matrices are meant, such as {entry.role!r}"
+            )
+    for path in paths:
+        if walk(model, path)[1]:
+            raise ValueError(f"{path} is no module of its own, and site {site!r} must mean modules here")
+    return paths
 
 
 def parts(model: PreTrainedModel) -> list[str]:
@@ -200,6 +223,11 @@ def _own(owner: nn.Module, name: str, path: str) -> nn.Parameter:
     """A parameter that can be damaged where it lies: floating, unpacked, and what the module really computes with."""
     if parametrize.is_parametrized(owner, name):
         raise ValueError(f"{path}.{name} is parametrized: it is computed anew at each use, so a change would be lost")
+    if isinstance(owner, Coded) and name == "weight":
+        raise ValueError(
+            f"{path}.weight is packed or quantised ({owner.kind} codes that `precision` made): codes, not weights; damage the "
+            "model before it is coded"
+        )
     if "base_layer" in owner._modules:
         raise ValueError(f"{path} is wrapped in a {type(owner).__name__}: merge or remove the adapter first")
     parameter = owner._parameters.get(name)

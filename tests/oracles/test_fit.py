@@ -14,7 +14,7 @@ import torch
 
 from lesion import runs
 from lesion.decoder import DecoderConfig, DecoderForCausalLM
-from lesion.fit import Stopped, Training, evaluate, fit, learning_rate
+from lesion.fit import Stopped, Training, evaluate, fit
 from lesion.loss import sum_of_losses
 from lesion.optimizers import groups
 from lesion.packing import pack
@@ -185,7 +185,7 @@ def test_half_precision_weights_are_trained_in_float32_and_come_back_as_they_wer
 
 def test_learning_rates():
     how = Training(steps=110, warmup=10, lr=1.0, floor=0.1)
-    rates = [learning_rate(how, step) for step in range(110)]
+    rates = [how.rate(step) for step in range(110)]
     assert (
         rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
         and rates[10] == 1
@@ -194,8 +194,8 @@ def test_learning_rates():
     assert rates[60] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 50 / 99)) / 2) and rates[10:] == sorted(
         rates[10:], reverse=True
     )
-    assert learning_rate(how.model_copy(update={"schedule": "linear"}), 60) == pytest.approx(0.1 + 0.9 * (1 - 50 / 99))
-    assert learning_rate(how.model_copy(update={"schedule": "constant"}), 60) == 1
+    assert how.model_copy(update={"schedule": "linear"}).rate(60) == pytest.approx(0.1 + 0.9 * (1 - 50 / 99))
+    assert how.model_copy(update={"schedule": "constant"}).rate(60) == 1
 
 
 def test_only_matrices_decay():

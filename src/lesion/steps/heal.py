@@ -69,4 +69,9 @@ def lift(model: Any, teacher: Any) -> None:
     if not found:
         raise ValueError("anneal brings constraints gradually, and this model has none: constrain it first")
     for name, module, how in found:
-        how.lift = (teacher.get_submodule(name).weight.detach() - module.weight.detach()).float()
+        whole = teacher.get_submodule(name)
+        if "base_layer" in whole._modules:
+            raise ValueError(
+                f"the teacher has an adapter beside {name}, which is no part of its matrix: merge it first"
+            )
+        how.lift = (whole.weight.detach() - module.weight.detach()).float()
