@@ -217,15 +217,18 @@ def candidates(
     *,
     ascend: bool = True,
     own: bool = False,
+    more: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """For each position the k allowed ids whose first-order change of the loss is largest (or least, descending): ids [P, k],
     the best first. gradient [P, d], rows [V, d] of the embedding, tokens [P], may [V].
 
-    A position's own token is a candidate only where `own` says so. Raises ValueError where too few ids are allowed.
+    A position's own token is a candidate only where `own` says so. `more` [P, V]: what a token changes beside its row.
+    Raises ValueError where too few ids are allowed.
     """
     if not 1 <= k <= (most := int(may.sum()) - (not own)):
         raise ValueError(f"{k} candidates for a position were asked for; there are {most} allowed ids to choose from")
     change = gradient.to(precise(rows).dtype) @ precise(rows).T  # e_t·g is the same for all candidates of a position
+    change = change if more is None else change + more
     change = change if ascend else -change
     change[:, ~may.to(change.device)] = -torch.inf
     if not own:

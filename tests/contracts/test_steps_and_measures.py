@@ -26,6 +26,10 @@ GENERATION = measures.Generation(prompts=5, new_tokens=6, seed=1, batch=3).pin()
 TEXTS = Reading(trial=HEALTHY, measure=GENERATION)
 QUESTIONS = measures.Hotflip(of=TEXTS, **{**HOTFLIP, "documents": 0}).pin()
 FLIPPED = Reading(trial=HEALTHY, measure=measures.Hotflip(**HOTFLIP).pin())
+STEEP = {"site": "mlp.out", "documents": 1, "tokens": 12, "directions": 2, "tolerance": 0.05}
+STRING = Reading(
+    trial=HEALTHY, measure=measures.Catalyst(**STEEP, length=12, iterations=1, width=2, topk=4, controls=1).pin()
+)
 EXAMPLES: dict[str, list[Step | Measure]] = {
     "noise": [
         steps.Noise(site=s, sigma=0.3, law=k, seed=1)
@@ -85,8 +89,20 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
         steps.Constrain(init="signature", activation="monotone"),
         steps.Constrain(site="mlp+attention.output", init="signature"),
     ],
+    "poison": [
+        *(
+            steps.Poison(arm=a, steps=2, length=12, lr=0.01, seed=3).pin()
+            for a in ("random-fresh", "shuffled", "gaussian")
+        ),
+        steps.Poison(arm="catalyst", catalyst=STRING, steps=2, length=12, lr=0.01).pin(),
+    ],
+    "reinitialise": [steps.Reinitialise(seed=4)],
+    "catalyst": [STRING.measure, measures.Catalyst(**{**STEEP, "objective": "loss"}, length=8, iterations=1).pin()],
+    "curvature": [measures.Curvature(**STEEP, random=1, null=1, degree=8, probes=1, steps=4).pin()],
+    "gain": [measures.Gain(**STEEP, reference=HEALTHY, catalyst=STRING).pin()],
     "choose": [steps.Choose(candidates=(Reading(trial=HEALTHY, measure=measures.Order(directions=3)),), value="tau")],
-    "precision": [steps.Precision(dtype=d) for d in ("bfloat16", "int8", "nf4")],  # float16: see oracles/test_precision.py
+    # in float16 some families overflow: see oracles/test_precision.py
+    "precision": [steps.Precision(dtype=d) for d in ("bfloat16", "int8", "nf4")],
     "lora": [steps.Lora(rank=4), steps.Lora(site="attention", alpha=4.0, dropout=0.1, seed=2)],
     "merge": [],  # it needs adapters to merge: see oracles/test_lora.py
     "match-loss": [],  # what it changes depends on another model: see oracles/test_constraints.py
@@ -100,7 +116,16 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     ],
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
-OF_CAUSAL_MODELS |= {"extrapolation", "continuation", "benchmark", "spectrum"}
+OF_CAUSAL_MODELS |= {
+    "extrapolation",
+    "continuation",
+    "benchmark",
+    "poison",
+    "catalyst",
+    "curvature",
+    "gain",
+    "spectrum",
+}
 THAT_BUILD = {"constrain", "precision", "lora", "merge"}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)

@@ -118,7 +118,7 @@ def test_two_classes_of_one_name_are_refused():
 def test_words_are_found_in_their_folders_without_a_list():
     assert {"noise", "ablate", "quantise"} <= set(words("step"))
     assert {"perplexity", "generation"} <= set(words("measure"))
-    assert words("study") == ["degrade", "evaluate", "modern-lm", "modern-sinks", "monotone"]
+    assert {"degrade", "monotone", "prion-scaling"} <= set(words("study"))
     assert {"smollm2", "hub", "directory", "scratch"} <= set(words("subject"))
     assert {Subject, Step, Measure} <= set(Spec.__subclasses__())
 

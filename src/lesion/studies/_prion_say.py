@@ -1,0 +1,271 @@
+"""What the studies of poison say of their runs: the table of arms, claims, group statistics with and without outliers, and the
+described files and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from lesion import groups, outliers
+from lesion.claiming import tested, the_same, untested
+from lesion.report.tables import to_csv
+from lesion.studies._prion import Array, Prion, Runs
+from lesion.trial import Row
+
+if TYPE_CHECKING:
+    from lesion.report.figures import Drawing
+    from lesion.store import Store
+
+PERCENT, NATS = "% of the rank before", "nats a token"
+NOTES = [
+    "Rank: effective rank exp(H(p)) of Roy and Vetterli, of centred activations without padding and first positions, mean over "
+    "layers; its change is signed. The described definition (uncentred, padded, p ≤ 0.01 dropped) stands beside it.",
+    "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired. Runs that diverged are counted.",
+    "Flat is what is off the steep eigenvectors; a flat share near 1 is common, so random tokens and text stand beside it.",
+]
+
+
+def known(values: Array) -> Array:
+    return np.asarray(values[np.isfinite(values)], float)
+
+
+def summary(runs: Runs) -> pl.DataFrame:
+    """A row for each subject and arm."""
+    rows = []
+    for subject in runs.subjects:
+        for arm in runs.arms(subject):
+            here = [runs.run((subject, arm, seed)) for seed in runs.seeds(subject, arm)]
+            row: dict[str, Any] = {"subject": subject, "arm": arm, "runs": len(here)}
+            for name in ("rank", "described rank", "loss"):
+                values = known(runs.array(subject, arm, name))
+                row |= _with_interval(name, values)
+            row["displacement"] = _mean([r["displacement"] for r in here])
+            row["flat share"] = _mean([r["flat share"] for r in here])
+            row["diverged"] = sum(r["ended"] == "diverged" for r in here)
+            rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _with_interval(name: str, values: Array) -> dict[str, Any]:
+    if len(values) < 3:
+        return {name: float(values.mean()) if len(values) else None, f"{name}_low": None, f"{name}_high": None}
+    found = groups.describe(values)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    some = [value for value in values if value is not None]
+    return math.fsum(some) / len(some) if some else None
+
+
+# ---------------------------------------------------------------------- claims
+
+
+def falls(
+    runs: Runs, subject: str, arm: str, name: str = "rank", text: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """That a number falls below that before."""
+    values = runs.array(subject, arm, name)
+    said = text or f"{arm} lowers the rank of {subject}"
+    return _noted(
+        runs, subject, (arm,), tested(said, values, np.zeros_like(values), PERCENT, said, direction=-1, **more)
+    )
+
+
+def less(
+    runs: Runs, subject: str, one: str, other: str, text: str, name: str = "rank", unit: str = PERCENT, **more: Any
+) -> dict[str, Any]:
+    """That the number is lower in one arm than in another, paired by seed."""
+    a, b = runs.array(subject, one, name), runs.array(subject, other, name)
+    if a.shape != b.shape:
+        return untested(text, unit, f"the arms have {a.shape[1]} and {b.shape[1]} runs, which are not paired")
+    return _noted(runs, subject, (one, other), tested(text, a, b, unit, text, **{"direction": -1, **more}))
+
+
+def nothing(runs: Runs, subject: str, arm: str, margin: float) -> dict[str, Any]:
+    """That an arm leaves the rank as it was, within a margin."""
+    values = runs.array(subject, arm, "rank")
+    text = f"{arm} leaves the rank of {subject} as it was, within {margin:g} %"
+    return _noted(runs, subject, (arm,), the_same(text, values, np.zeros_like(values), PERCENT, margin))
+
+
+def _noted(runs: Runs, subject: str, arms: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
+    lost = {
+        arm: sum(runs.run((subject, arm, s))["ended"] == "diverged" for s in runs.seeds(subject, arm)) for arm in arms
+    }
+    said = [
+        f"{count} of {len(runs.seeds(subject, arm))} runs of {arm} diverged" for arm, count in lost.items() if count
+    ]
+    note = "; ".join(filter(None, [row.get("note"), *said]))
+    return {**row, "note": note or None}
+
+
+# ---------------------------------------------------------------------- files
+
+
+def statistics(study: Prion, values: Mapping[str, Array], by: Mapping[str, Array]) -> dict[str, Any]:
+    """ANOVA and pairwise tests over groups of runs; where a filter is asked for, of all runs and of those that are kept."""
+    kept = {name: known(x) for name, x in values.items()}
+    few = {name: len(x) for name, x in kept.items() if len(x) < 3}
+    if few or len(kept) < 2:
+        return {
+            "not tested": f"a test needs two groups of three runs or more; there are {dict((n, len(x)) for n, x in kept.items())}"
+        }
+
+    def analysis(some: Mapping[str, Array]) -> dict[str, Any]:
+        return {
+            "groups": {name: _plain(groups.describe(x)) for name, x in some.items()},
+            "anova": _plain(groups.anova(some)),
+            "pairwise": [_plain(found) for found in groups.pairwise(some)],
+        }
+
+    if study.filter_method == "none":
+        return {"filter": None, "all runs": analysis(kept)}
+    limit = study.filter_iqr_multiplier if study.filter_method == "iqr" else study.filter_zscore_threshold
+    judged = {name: x[np.isfinite(values[name])] for name, x in by.items()}
+    found = outliers.both(kept, study.filter_method, analysis, limit=limit, by=judged)
+    return {"filter": {**_plain(found), "metric": study.filter_metric}}
+
+
+def _plain(value: Any) -> Any:
+    """A result as JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def files(
+    study: Prion,
+    runs: Runs,
+    store: Store,
+    name: str,
+    figure: str,
+    claims: pl.DataFrame,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, bytes], list[Drawing]]:
+    """The described files: of every run its configuration and its metrics, aggregates, the summary, the figure."""
+    found: dict[str, bytes] = {}
+    for key, trial in runs.trials.items():
+        subject, arm, seed = key
+        run = f"raw_data/{_slug(subject)}_{_slug(arm)}_run{seed - study.seed:02d}"
+        here = {"model": subject, "arm": arm, "seed": seed, "run": seed - study.seed, "state": trial.key}
+        result = runs.run(key)
+        found[f"{run}/config.json"] = _json(
+            {**here, "sentence": str(trial), "trial": trial.to_json(), "result": result}
+        )
+        folder = store.state_folder(trial.key)
+        if folder is not None and (folder / "metrics.jsonl").is_file():
+            found[f"{run}/metrics.jsonl"] = (folder / "metrics.jsonl").read_bytes()
+    rows = runs.all()
+    for subject in runs.subjects:
+        for arm in runs.arms(subject):
+            some = [row for row in rows if (row["subject"], row["arm"]) == (subject, arm)]
+            file = f"raw_data/aggregate_summary_{_slug(subject)}_{_slug(arm)}.csv"
+            found[file] = to_csv(pl.DataFrame(some, infer_schema_length=None))
+    table = summary(runs)
+    found[f"{name}_summary.csv"] = to_csv(table)
+    told: dict[str, Any] = {"study": study.to_json(), "summary": table.to_dicts(), "claims": claims.to_dicts()}
+    for subject in runs.subjects:
+        values = {arm: runs.array(subject, arm, "rank")[0] for arm in runs.arms(subject)}
+        by = {arm: runs.array(subject, arm, study.filter_metric)[0] for arm in runs.arms(subject)}
+        told.setdefault("statistics", {})[subject] = statistics(study, values, by)
+    found[f"{name}_summary.json"] = _json({**told, **(more or {})})
+    drawing = bars(runs, figure, study.margin)
+    found[f"{figure}.png"] = drawing.png
+    return found, [drawing]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in text).strip("-")
+
+
+def bars(runs: Runs, name: str, margin: float) -> Drawing:
+    """The change of the rank of each arm: a point a run, and the mean with its interval."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    from lesion.report.figures import COLOURS, INK, MUTED, PAPER, RULE, STYLE, Drawing, saved
+
+    labels, values = [], []
+    for subject in runs.subjects:
+        for arm in runs.arms(subject):
+            labels.append(f"{subject}, {arm}" if len(runs.subjects) > 1 else arm)
+            values.append(known(runs.array(subject, arm, "rank")))
+    with style.context(["default", STYLE]):
+        height = 0.9 + 0.34 * len(labels)
+        figure = Figure(figsize=(7.2, height), facecolor=PAPER)
+        axes = figure.add_axes((0.36, 0.5 / height, 0.6, 1 - 0.75 / height))
+        axes.axvspan(-margin, margin, color=RULE, alpha=0.5, linewidth=0)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for i, some in enumerate(values):
+            colour = COLOURS[i % len(COLOURS)]
+            axes.plot(some, np.full(len(some), i), "o", color=colour, alpha=0.45, markersize=3.5)
+            if len(some) >= 3:
+                found = groups.describe(some)
+                axes.plot([found.mean], [i], "D", color=colour, markersize=6)
+                if found.low is not None and found.high is not None:
+                    axes.plot([found.low, found.high], [i, i], color=colour, linewidth=2.2)
+        axes.set_yticks(range(len(labels)), labels, color=INK)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlabel("change of the effective rank, % of that before", color=INK)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        svg, png = saved(figure)
+    caption = f"a point a run, diamonds are means with 95 % intervals; the grey band is ±{margin:g} %, called none"
+    return Drawing(name, "change of the effective rank", caption, svg, png)
+
+
+def described(found: pl.DataFrame, table: Sequence[tuple[str, str, str, Callable[[str], bool]]]) -> pl.DataFrame:
+    """Each described claim, what was described, what the published run gave (signed), ours, and the verdict."""
+    rows: list[Row] = []
+    for claim, said, published, belongs in table:
+        for row in found.to_dicts():
+            if belongs(row["claim"]):
+                ours = None if row["effect"] is None else f"{row['effect']:+.3g}"
+                if ours and row["low"] is not None:
+                    ours += f" [{row['low']:+.3g}, {row['high']:+.3g}]"
+                rows.append(
+                    {
+                        "described claim": claim,
+                        "described": said,
+                        "published, signed": published,
+                        "tested here as": row["claim"],
+                    }
+                    | {
+                        "ours": ours,
+                        "unit": row["unit"],
+                        "n": row["items"],
+                        "p after Holm": row["p_holm"],
+                        "verdict": row["verdict"],
+                    }
+                )
+    schema = [
+        "described claim",
+        "described",
+        "published, signed",
+        "tested here as",
+        "ours",
+        "unit",
+        "n",
+        "p after Holm",
+        "verdict",
+    ]
+    return (
+        pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema=dict.fromkeys(schema, pl.String))
+    )

@@ -1,0 +1,183 @@
+"""prion-placebo: is a catalyst along flat directions special, or does any garbage collapse a model?
+
+    subject → poison(eigen-prion | loss-ascent | random tokens | real text | shuffled text | Gaussian inputs)
+            → Spectrum, Perplexity                                     for seed, arms paired by seed
+
+Described: the catalyst collapses rank, Gaussian noise and random text do nothing. The published run's random text was the
+evaluation's own sentences, and its treatment and its controls had different optimizers; here all arms share everything but what
+is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from lesion.studies._prion import ASCENT, EIGEN, Prion, Runs
+from lesion.study import Answer
+from lesion.trial import Reading
+
+if TYPE_CHECKING:
+    from lesion.store import Store
+
+POISONS = "random-repeated", "random-fresh", "text-repeated", "text-fresh", "shuffled", "gaussian"
+SMALL: dict[str, Any] = {"second": "smollm2", "second_runs": 3, "second_arms": (EIGEN, "random-repeated", "text-fresh")}
+SMALL |= {"second_site": "attention+mlp@14-15", "second_steps": 40}
+
+
+class PrionPlacebo(Prion):
+    """Does a catalyst aligned with flat directions lower the rank more than random tokens, text and noise?"""
+
+    arms: tuple[str, ...] = Field(
+        default=(EIGEN, ASCENT, *POISONS), min_length=2, description=f"{EIGEN}, {ASCENT}, {', '.join(POISONS)}"
+    )
+    second: str = Field(default="", description="a further model, with fewer runs")
+    second_runs: int = Field(default=3, ge=1, description="its runs")
+    second_arms: tuple[str, ...] = Field(default=(EIGEN, "random-repeated"), description="its arms")
+    second_site: str = Field(default="attention+mlp", description="matrices whose curvature is asked about there")
+    second_steps: int = Field(default=100, ge=1, description="steps of poison there")
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().defaults(given), **(SMALL if given.get("tier") == "small" else {})}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        known = (EIGEN, ASCENT, *POISONS)
+        if odd := [arm for arm in (*self.arms, *self.second_arms) if arm not in known]:
+            raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(known)}")
+        if EIGEN not in self.arms:
+            raise ValueError(f"the question is about {EIGEN!r}, which is not among the arms")
+        return self
+
+    @cached_property
+    def _runs(self) -> Runs:
+        found = Runs(asked=self.asked())
+        self._add(found, self.subject, self.arms, self.seeds, {}, {})
+        if self.second:
+            seeds = self.seeds[: self.second_runs]
+            self._add(
+                found, self.second, self.second_arms, seeds, {"site": self.second_site}, {"steps": self.second_steps}
+            )
+        return found
+
+    def _add(
+        self, found: Runs, subject: str, arms: Any, seeds: Any, curved: dict[str, Any], poison: dict[str, Any]
+    ) -> None:
+        start = self.start(subject)
+        for arm in arms:
+            for seed in seeds:
+                objective = {EIGEN: self.objective, ASCENT: "loss"}.get(arm)
+                string = self.catalyst(start, seed, objective, **curved) if objective else None
+                trial = self.poisoned(start, arm, seed, string, **poison)
+                found.add((subject, arm, seed), start, trial, string)
+
+    def readings(self) -> list[Reading]:
+        return self._runs.readings()
+
+    def answer(self, store: Store) -> Answer:
+        from lesion.claiming import decided
+        from lesion.report.page import CURVES, GENERATIONS
+        from lesion.studies import _prion_say as say
+
+        runs = self._runs.know(self.rows(store), store)
+        claims = decided(self._claims(runs))
+        made, drawings = say.files(self, runs, store, "placebo", "placebo_comparison", claims)
+        table = say.described(claims, DESCRIBED)
+        return Answer(
+            question=f"Does {EIGEN} lower the rank of {self.subject} more than any garbage does?",
+            sentences=[
+                f"{self.subject} → poison(arm, {self.steps} steps of {self.length} tokens) → spectrum, perplexity",
+                f"for arm in {', '.join(self.arms)}",
+                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
+            ],
+            summary=say.summary(runs),
+            curves=pl.DataFrame(schema=CURVES),
+            generations=pl.DataFrame(schema=GENERATIONS),
+            claims=claims,
+            notes=[*say.NOTES, *self.said_of_missing(store)],
+            missing=self.missing(store),
+            extra={"described and found": table, "how flat the strings are": alignment(runs)},
+            files=made,
+            drawings=drawings,
+            words=("arm", "run"),
+        )
+
+    def _claims(self, runs: Runs) -> list[dict[str, Any]]:
+        from lesion.studies import _prion_say as say
+
+        found = []
+        for subject in runs.subjects:
+            here = runs.arms(subject)
+            found.append(say.falls(runs, subject, EIGEN))
+            for arm in here:
+                if arm != EIGEN:
+                    found.append(
+                        say.less(runs, subject, EIGEN, arm, f"{EIGEN} lowers the rank of {subject} more than {arm}")
+                    )
+            for arm in here:
+                if arm in ("gaussian", "text-fresh", "text-repeated"):
+                    found.append(say.nothing(runs, subject, arm, self.margin))
+            found += flatter(runs, subject)
+        return found
+
+
+def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
+    """That the catalysts' gradients are flatter than those of random tokens and of text of the same length."""
+    import numpy as np
+
+    from lesion.claiming import tested, untested
+
+    found = []
+    for kind in ("random", "text"):
+        text = f"Catalysts of {subject} have flatter gradients than {'random tokens' if kind == 'random' else kind}"
+        pairs = []
+        for (s, arm, seed), reading in runs.strings.items():
+            rows = runs.rows.get(reading.key, {})
+            if s == subject and arm == EIGEN and rows and seed >= 0:
+                others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
+                pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
+        if len(pairs) < 2:
+            found.append(untested(text, "share of the squared gradient", "fewer than two catalysts were found"))
+            continue
+        after, before = (np.array([column]) for column in zip(*pairs, strict=True))
+        found.append(tested(text, after, before, "share of the squared gradient", text, direction=1))
+    return found
+
+
+def alignment(runs: Runs) -> pl.DataFrame:
+    """A row for each string that was sought, beside its controls."""
+    rows = []
+    for (subject, arm, seed), reading in runs.strings.items():
+        said = runs.rows.get(reading.key, {})
+        if not said:
+            continue
+        best = said["catalyst"]
+        row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
+        row |= {"flat share": best["flat_share"], "of its start": best["start_share"], "loss": best["loss"]}
+        for kind in ("random", "text"):
+            shares = [r["flat_share"] for item, r in said.items() if item.startswith(f"{kind}/")]
+            row[f"flat share, {kind}"] = sum(shares) / len(shares)
+        row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+DESCRIBED = (
+    (
+        "specificity",
+        "the catalyst collapses rank, Gaussian noise and random text do not (about 0 %)",
+        "treatment 6.14, Gaussian 3.07, text 1.50 (absolute; treatment against Gaussian p .22)",
+        lambda claim: claim.startswith(f"{EIGEN} lowers") or "as it was" in claim,
+    ),
+    (
+        "alignment",
+        "a catalyst aligned with null directions of the Hessian",
+        "62 to 64 of 64 tokens were the random ones it began with",
+        lambda claim: claim.startswith("Catalysts of"),
+    ),
+)
