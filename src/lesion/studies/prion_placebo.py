@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 POISONS = "random-repeated", "random-fresh", "text-repeated", "text-fresh", "shuffled", "gaussian"
 SMALL: dict[str, Any] = {"second": "smollm2", "second_runs": 3, "second_arms": (EIGEN, "random-repeated", "text-fresh")}
-SMALL |= {"second_site": "attention+mlp@14-15", "second_steps": 40}
+SMALL |= {"second_site": "attention@14-15+mlp@14-15", "second_steps": 40}
 
 
 class PrionPlacebo(Prion):
