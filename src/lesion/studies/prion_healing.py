@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from lesion.store import Store
 
 FRESH = "re-initialised"
+TIERS: dict[str, dict[str, Any]] = {
+    "small": {"heal_steps": 100, "heal_length": 64},
+    "smoke": {"heal_steps": 3, "heal_length": 24},
+}
 
 
 class PrionHealing(Prion):
@@ -32,10 +36,7 @@ class PrionHealing(Prion):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **super().defaults(given),
-            **({"heal_steps": 3, "heal_length": 24} if given.get("tier") == "smoke" else {}),
-        }
+        return {**super().defaults(given), **TIERS.get(given.get("tier", "full"), {})}
 
     rates: tuple[float, ...] = Field(default=(3e-5, 3e-4), min_length=1, description="learning rates of healing")
     heal_steps: int = Field(default=200, ge=1, description="steps of healing")
