@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 POISONS = "random-repeated", "random-fresh", "text-repeated", "text-fresh", "shuffled", "gaussian"
 SMALL: dict[str, Any] = {"second": "smollm2", "second_runs": 3, "second_arms": (EIGEN, "random-repeated", "text-fresh")}
-SMALL |= {"second_site": "attention@14-15+mlp@14-15", "second_steps": 40}
+SMALL |= {"second_site": "attention@28-29+mlp@28-29", "second_steps": 30, "second_iterations": 10}
 
 
 class PrionPlacebo(Prion):
@@ -40,6 +40,7 @@ class PrionPlacebo(Prion):
     second_arms: tuple[str, ...] = Field(default=(EIGEN, "random-repeated"), description="its arms")
     second_site: str = Field(default="attention+mlp", description="matrices whose curvature is asked about there")
     second_steps: int = Field(default=100, ge=1, description="steps of poison there")
+    second_iterations: int = Field(default=60, ge=0, description="of the search for a string there")
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +61,9 @@ class PrionPlacebo(Prion):
         self._add(found, self.subject, self.arms, self.seeds, {}, {})
         if self.second:
             seeds = self.seeds[: self.second_runs]
-            self._add(
-                found, self.second, self.second_arms, seeds, {"site": self.second_site}, {"steps": self.second_steps}
-            )
+            curved: dict[str, Any] = {"site": self.second_site, "iterations": self.second_iterations}
+            curved["documents"] = max(1, self.curved // 2)
+            self._add(found, self.second, self.second_arms, seeds, curved, {"steps": self.second_steps})
         return found
 
     def _add(
