@@ -18,6 +18,14 @@ from lesion.trial import Reading, Specimen, Step, Subject, Trial
 
 PROCESS_BYTES = 700 * 2**20  # Python, torch and transformers before any model
 KEEPS = 26  # times its width that a layer keeps of a token for the backward pass, roughly
+STATES = {
+    "adamw": 8.0,
+    "adam": 8.0,
+    "sgd-momentum": 4.0,
+    "adafactor": 0.0,
+    "sgd": 0.0,
+    "signsgd": 0.0,
+}  # bytes a parameter
 BFLOAT = 2.0  # times as fast as float32, roughly
 FORWARD_TOKENS = 1024  # about as many as pass through the model at a time
 PROBE_SIDE = 768
@@ -47,16 +55,17 @@ def sizes_of(readings: Sequence[Reading]) -> Sizes:
 
 def training(subject: Subject, step: Any, processes: int = 1, sharded: bool = False) -> tuple[int, float, float]:
     """Tokens, seconds on a processor of this machine by 6 operations a parameter and token, and bytes at the peak of one
-    process: a chunk of logits, what a layer keeps of a token, and in float32 weights, gradients, Adam's two states and the first
-    weights (which tell how many have moved). Copies (DDP) hold the gradients twice; shares (FSDP2) hold a part of all but the
-    first weights and the model they came from."""
+    process: a chunk of logits, what a layer keeps of a token, and in float32 weights, gradients, the optimizer's states and
+    the first weights (which tell how many have moved). Copies (DDP) hold the gradients twice; shares (FSDP2) hold a part of all
+    but the first weights and the model they came from."""
     tokens = step.steps * step.batch * step.length
     seconds = 6.0 * parameters(subject) * tokens / rate() / (BFLOAT if step.precision == "bfloat16" else 1)
     config = subject.outline().config.get_text_config()
     width, layers = int(config.hidden_size), int(config.num_hidden_layers)
     row = step.batch / processes / step.split * step.length * width * 4
     kept = layers + KEEPS if step.recompute else layers * KEEPS
-    each = 16.0 / processes + 8 if sharded else 24.0 if processes > 1 else 20.0
+    states = STATES[step.optimizer]
+    each = (8.0 + states) / processes + 8 if sharded else 16.0 + states if processes > 1 else 12.0 + states
     held = each * parameters(subject)
     return tokens, seconds, PROCESS_BYTES + held + 3 * CHUNK_BYTES + row * kept
 

@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -192,9 +192,19 @@ def fit(
         )
     done = last["step"]
     facts = {"steps": done, "loss": last["loss"], "trained": size, "moved": moved / size}
+    facts["displacement"] = displacement(trained)
     facts |= {"rows": done * how.batch, "curve": runs.curve(folder, max(done, 1))}
     facts |= {"ended": ended} if ends is not None else {}
     return facts | ({"held_out": last["held_out"]} if "held_out" in last else {})
+
+
+def displacement(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    """√(Σ(w − w₀)² / Σw₀²) over pairs of w and w₀; None where it is not finite, or where all w₀ are zero."""
+    moved = size = 0.0
+    for now, was in pairs:
+        moved += float((now.detach().double() - was.detach().double()).square().sum())
+        size += float(was.detach().double().square().sum())
+    return math.sqrt(moved / size) if size and math.isfinite(moved) and math.isfinite(size) else None
 
 
 def _step(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from lesion.fit import Documents, Training, evaluate, fit
+from lesion.fit import Documents, Training, displacement, evaluate, fit
 from lesion.packing import Listed
 from lesion.stats import generator
 from lesion.strings import random_strings, windows_of
@@ -105,7 +105,7 @@ class Poison(Training, Step):
             facts = fit(model, Listed(rows), how, folder=Path(place), tell=specimen.tell, ends=watch)
         facts["steps"] -= self.warm
         row = rows[self.warm * self.batch].tolist()
-        return {"arm": self.arm, "tokens": row, **facts, **watch.facts(model)}
+        return {"arm": self.arm, "tokens": row, **facts}
 
     def _rows(self, specimen: Specimen) -> list[list[int]]:
         """All rows of the run, those that warm first."""
@@ -151,36 +151,27 @@ class _Watch:
 
     def __init__(self, how: Poison, model: Any, clean: Listed):
         self.how, self.clean = how, clean
-        self.start = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
-        self.size = math.sqrt(sum(float(p.double().square().sum()) for p in self.start.values()))
+        wanted = model.named_parameters() if how.displacement else ()
+        self.start = {name: p.detach().float().clone() for name, p in wanted if p.requires_grad}
         self.first = self.loss(model) if how.rise else 0.0
 
     def loss(self, model: Any) -> float:
         return evaluate(model, self.clean, self.how)
 
-    def displacement(self, model: Any) -> float:
-        """√(Σ(w − w₀)² / Σw₀²)"""
-        moved = sum(
-            float((p.detach().float() - self.start[name]).double().square().sum())
-            for name, p in model.named_parameters()
-            if name in self.start
-        )
-        return math.sqrt(moved) / self.size
+    def far(self, model: Any) -> bool:
+        pairs = ((p, self.start[name]) for name, p in model.named_parameters() if name in self.start)
+        return not (displacement(pairs) or 0.0) < self.how.displacement
 
     def __call__(self, model: Any, step: int, found: dict[str, Any]) -> str | None:
         if not (math.isfinite(found["loss"]) and math.isfinite(found["norm"])):
             return "diverged"
         if step < self.how.warm:
             return None
-        if self.how.displacement and self.displacement(model) >= self.how.displacement:
+        if self.how.displacement and self.far(model):
             return "displacement"
         if self.how.rise and not self.loss(model) - self.first < self.how.rise:
             return "rise"
         return None
-
-    def facts(self, model: Any) -> dict[str, Any]:
-        moved = self.displacement(model)
-        return {"displacement": moved if math.isfinite(moved) else None}
 
 
 @contextmanager

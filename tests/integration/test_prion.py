@@ -1,0 +1,130 @@
+"""The five studies of poison, from the command line to their files, at the size of a smoke test, in one lab."""
+
+import csv
+import io
+import json
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from lesion.cli import run
+from lesion.store import Store
+from lesion.studies.prion_healing import PrionHealing
+from lesion.studies.prion_mechanism import PrionMechanism
+from lesion.studies.prion_placebo import PrionPlacebo
+from lesion.studies.prion_scaling import PrionScaling
+from lesion.studies.prion_shield import PrionShield
+
+STUDIES = {
+    "placebo": (PrionPlacebo, "placebo", "placebo_comparison"),
+    "scaling": (PrionScaling, "scaling_law", "scaling_law_curve"),
+    "mechanism": (PrionMechanism, "mechanism", "mechanism_comparison"),
+    "shield": (PrionShield, "shield", "shield_matrix"),
+    "healing": (PrionHealing, "healing", "healing_comparison"),
+}
+FILTER = ["--filter-method", "iqr", "--filter-metric", "rank"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = tmp_path_factory.mktemp("prion") / "lab"
+    for name in STUDIES:
+        line = ["run", f"prion-{name}", "--tier", "smoke", "--lab", str(lab), "--verbosity", "quiet"]
+        assert run([*line, *(FILTER if name == "shield" else [])]) == 0
+    return lab
+
+
+def folder(lab, name):
+    (found,) = (lab / "studies").glob(f"prion-{name}-*")
+    return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_described_files_are_there_and_agree(lab, name):
+    kind, summary, figure = STUDIES[name]
+    where = folder(lab, name)
+    told = json.loads((where / f"{summary}_summary.json").read_text())
+    rows = list(csv.DictReader(io.StringIO((where / f"{summary}_summary.csv").read_text())))
+    assert len(rows) == len(told["summary"]) and (where / f"{figure}.png").stat().st_size > 5000
+    runs = sorted((where / "raw_data").glob("*_run*"))
+    asked = kind(tier="smoke", **({"filter_method": "iqr", "filter_metric": "rank"} if name == "shield" else {}))
+    assert len(runs) == len(asked._runs.trials) and asked.seeds == range(43, 46)
+    for path in runs:
+        config = json.loads((path / "config.json").read_text())
+        assert config["seed"] in asked.seeds and config["trial"]["steps"] and config["result"]["rank"] is not None
+        if config["trial"]["steps"][-1]["is"] != "step/precision":
+            lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+            assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)) and "loss" in lines[0]
+    for path in (where / "raw_data").glob("aggregate_summary_*.csv"):
+        assert len(list(csv.DictReader(io.StringIO(path.read_text())))) == 3
+    assert (where / "report.html").stat().st_size > 20_000
+
+
+def test_every_claim_has_a_verdict_and_every_described_one_is_answered(lab):
+    for name in STUDIES:
+        claims = pl.read_json(folder(lab, name) / "tables" / "claims.json")
+        assert len(claims) >= 5 and claims["verdict"].null_count() == 0
+        table = pl.read_json(folder(lab, name) / "tables" / "described-and-found.json")
+        assert len(table) and {"published, signed", "ours", "verdict"} <= set(table.columns)
+
+
+def test_a_number_of_the_table_can_be_computed_again_from_rows(lab):
+    asked, store = PrionPlacebo(tier="smoke"), Store(lab)
+    runs = asked._runs.know(asked.rows(store), store)
+    key = ("tiny-gpt-neox", "gaussian", 44)
+    trial, before = runs.trials[key], runs.before[key[:2]]
+    ranks = []
+    for some in (before, trial):
+        rows = runs.read(some, "spectrum").values()
+        ranks.append(sum(row["effective_rank"] for row in rows) / len(rows))
+    assert runs.run(key)["rank"] == pytest.approx(100 * (ranks[1] / ranks[0] - 1))
+    told = json.loads((folder(lab, "placebo") / "placebo_summary.json").read_text())
+    [row] = [row for row in told["summary"] if row["arm"] == "gaussian"]
+    values = [runs.run(("tiny-gpt-neox", "gaussian", seed))["rank"] for seed in asked.seeds]
+    assert row["rank"] == pytest.approx(sum(values) / 3) and row["runs"] == 3
+
+
+def test_outliers_are_left_out_of_a_second_analysis_and_both_are_printed(lab):
+    told = json.loads((folder(lab, "shield") / "shield_summary.json").read_text())
+    found = told["statistics"]["tiny-gpt-neox"]["filter"]
+    assert found["method"] == "iqr" and found["metric"] == "rank" and "anova" in found["unfiltered"]
+    assert sum(found["kept"].values()) + sum(found["dropped"].values()) == 21
+    plain = json.loads((folder(lab, "mechanism") / "mechanism_summary.json").read_text())
+    assert len(plain["statistics"]["tiny-gpt-neox"]["all runs"]["pairwise"]) == 28
+
+
+def test_arms_that_are_one_sentence_in_two_studies_are_made_once(lab):
+    here = PrionPlacebo(tier="smoke")._runs.trials["tiny-gpt-neox", "eigen-prion", 43].key
+    assert here == PrionMechanism(tier="smoke")._runs.trials["tiny-gpt-neox", "adamw", 43].key
+    assert here == PrionHealing(tier="smoke")._runs.trials["tiny-gpt-neox", "poisoned", 43].key
+    assert here == PrionShield(tier="smoke")._runs.trials["tiny-gpt-neox", "float32 full", 43].key
+
+
+def test_what_makes_no_sense_is_refused():
+    for kind, options, said in (
+        (PrionPlacebo, {"arms": ("pile", "eigen-prion")}, "no arm 'pile'; there are: eigen-prion, loss-ascent"),
+        (PrionPlacebo, {"arms": ("gaussian", "shuffled")}, "which is not among the arms"),
+        (PrionMechanism, {"optimizers": ("adamw", "lion")}, "no optimizer 'lion' here"),
+        (PrionMechanism, {"optimizers": ("adamw", "adam")}, "one of them is not among the optimizers"),
+        (PrionShield, {"arms": ("fp4", "nf4 lora")}, "no arm 'fp4'"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            kind(**options)
+
+
+def test_fewer_than_three_runs_are_no_test(tmp_path, capsys):
+    line = ["run", "prion-mechanism", "--tier", "smoke", "--runs", "1", "--optimizers", "adamw", "sgd"]
+    assert run([*line, "--lab", str(tmp_path / "lab"), "--verbosity", "quiet"]) == 0
+    where = folder(tmp_path / "lab", "mechanism")
+    told = json.loads((where / "mechanism_summary.json").read_text())
+    assert "a test needs two groups of three runs or more" in told["statistics"]["tiny-gpt-neox"]["not tested"]
+    assert {row["verdict"] for row in told["claims"]} == {"not tested"}
+
+
+def test_described_settings_are_those_that_were_described():
+    asked = PrionScaling(preset="described")
+    assert asked.sizes[0] == "EleutherAI/pythia-70m" and asked.runs == 10 and asked.seeds[0] == 43
+    assert (asked.lr, asked.large_lr, asked.steps, asked.length) == (1e-4, 2e-4, 100, 64)
+    assert (asked.directions, asked.large_directions, asked.objective) == (10, 3, "described")
+    assert PrionPlacebo(preset="described").runs == PrionMechanism(preset="described").runs == 3
