@@ -47,7 +47,7 @@ def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
             cluster = Cluster(lab, chosen.seed, chosen.nodes)
             cluster.take_over(patch)
-            sizes = campaign(cluster, readings, WIDTH)
+            sizes = campaign(cluster, readings, WIDTH, missing(plain, readings))
         took = time.perf_counter() - started
 
         store = Store(lab)
