@@ -11,15 +11,18 @@ loss; a run that diverged is read like any other, and counted.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lesion.study import Study
+from lesion.study import Answer, Study
 from lesion.trial import Measure, Reading, Row, Trial
 
 if TYPE_CHECKING:
@@ -89,6 +92,66 @@ class Prion(Study):
     @property
     def seeds(self) -> range:
         return range(self.seed + 1, self.seed + 1 + self.runs)
+
+    # ------------------------------------------------------------------ what each study says of itself
+
+    files: ClassVar[tuple[str, str]]  # names of the summary and of the figure
+    claimed: ClassVar[tuple[Any, ...]]  # see `_prion_say.described`
+    noted: ClassVar[tuple[str, ...]] = ()
+    called: ClassVar[tuple[str, str]] = ("arm", "run")
+
+    @cached_property
+    def _runs(self) -> Runs:
+        """All runs, as sentences."""
+        raise TypeError(f"{type(self).__name__} says which runs there are")
+
+    @abstractmethod
+    def _asks(self) -> tuple[str, list[str]]:
+        """The question, and the sentences that answer it."""
+
+    @abstractmethod
+    def _claims(self, runs: Runs) -> list[dict[str, Any]]:
+        """The claims, not corrected yet."""
+
+    def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
+        """Further tables."""
+        return {}
+
+    def _told(self, runs: Runs) -> dict[str, Any]:
+        """What else the summary has."""
+        return {}
+
+    def _curves(self, runs: Runs) -> pl.DataFrame:
+        from lesion.report.page import CURVES
+
+        return pl.DataFrame(schema=CURVES)
+
+    def readings(self) -> list[Reading]:
+        return self._runs.readings()
+
+    def answer(self, store: Store) -> Answer:
+        from lesion.claiming import decided
+        from lesion.report.page import GENERATIONS
+        from lesion.studies import _prion_say as say
+
+        runs = self._runs.know(self.rows(store), store)
+        claims = decided(self._claims(runs))
+        made, drawings = say.files(self, runs, store, *self.files, claims, self._told(runs))
+        question, sentences = self._asks()
+        return Answer(
+            question=question,
+            sentences=[*sentences, f"for seed in {self.seeds[0]} … {self.seeds[-1]}"],
+            summary=say.summary(runs),
+            curves=self._curves(runs),
+            generations=pl.DataFrame(schema=GENERATIONS),
+            claims=claims,
+            notes=[*say.NOTES, *self.noted, *self.said_of_missing(store)],
+            missing=self.missing(store),
+            extra={"described and found": say.described(claims, self.claimed), **self._tables(runs)},
+            files=made,
+            drawings=drawings,
+            words=self.called,
+        )
 
     # ------------------------------------------------------------------ sentences
 

@@ -11,28 +11,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import polars as pl
 from pydantic import Field
 
 from lesion.studies._prion import EIGEN, Prion, Runs
-from lesion.study import Answer
-from lesion.trial import Reading, Trial
-
-if TYPE_CHECKING:
-    from lesion.store import Store
+from lesion.trial import Trial
 
 FRESH = "re-initialised"
 TIERS: dict[str, dict[str, Any]] = {
     "small": {"heal_steps": 100, "heal_length": 64},
     "smoke": {"heal_steps": 3, "heal_length": 24},
 }
+DESCRIBED = (
+    (
+        "irreversibility",
+        "the collapse is not undone",
+        "healing moved rank by 0 to 0.2 %",
+        lambda claim: claim.startswith(("Irreversible", "Healing")),
+    ),
+)
 
 
 class PrionHealing(Prion):
     """Does healing close the gap in rank and in loss, and at which learning rate?"""
+
+    files = ("healing", "healing_comparison")
+    claimed = DESCRIBED
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,35 +83,12 @@ class PrionHealing(Prion):
 
         return start >> Reinitialise(seed=self.seed)
 
-    def readings(self) -> list[Reading]:
-        return self._runs.readings()
-
-    def answer(self, store: Store) -> Answer:
-        from lesion.claiming import decided
-        from lesion.report.page import CURVES, GENERATIONS
-        from lesion.studies import _prion_say as say
-
-        runs = self._runs.know(self.rows(store), store)
-        claims = decided(self._claims(runs))
-        made, drawings = say.files(self, runs, store, "healing", "healing_comparison", claims)
-        return Answer(
-            question=f"Does training on clean text undo what a catalyst did to {self.subject}?",
-            sentences=[
-                f"{self.subject} → poison({EIGEN}) → heal(lr) → spectrum, perplexity; against undamaged and reborn models",
-                f"for lr in {', '.join(f'{rate:g}' for rate in self.rates)}",
-                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
-            ],
-            summary=say.summary(runs),
-            curves=pl.DataFrame(schema=CURVES),
-            generations=pl.DataFrame(schema=GENERATIONS),
-            claims=claims,
-            notes=[*say.NOTES, *self.said_of_missing(store)],
-            missing=self.missing(store),
-            extra={"described and found": say.described(claims, DESCRIBED)},
-            files=made,
-            drawings=drawings,
-            words=("arm", "run"),
-        )
+    def _asks(self) -> tuple[str, list[str]]:
+        against = "against undamaged and re-initialised models"
+        return f"Does training on clean text undo what a catalyst did to {self.subject}?", [
+            f"{self.subject} → poison({EIGEN}) → heal(lr) → spectrum, perplexity; {against}",
+            f"for lr in {', '.join(f'{rate:g}' for rate in self.rates)}",
+        ]
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.claiming import tested, untested
@@ -141,13 +124,3 @@ class PrionHealing(Prion):
                 text = f"Healed at {rate:g}, the poisoned predicts better than a re-initialised model trained as long"
                 found.append(say.less(runs, s, sick, fresh, text, "loss", say.NATS))
         return found
-
-
-DESCRIBED = (
-    (
-        "irreversibility",
-        "the collapse is not undone",
-        "healing moved rank by 0 to 0.2 %",
-        lambda claim: claim.startswith(("Irreversible", "Healing")),
-    ),
-)

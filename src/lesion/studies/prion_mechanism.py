@@ -9,18 +9,13 @@ at the same learning rate, as described; and at the same displacement, since a r
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
 from lesion.studies._prion import EIGEN, Prion, Runs
-from lesion.study import Answer
-from lesion.trial import Reading
-
-if TYPE_CHECKING:
-    from lesion.store import Store
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw"},
@@ -32,10 +27,34 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd-momentum": {"optimizer": "sgd-momentum"},
 }
 MATCHED = " matched"  # at equal displacement
+NOTE = (
+    "Amplification is ln[(‖PΔ‖/‖Pg‖)/(‖Δ−PΔ‖/‖g−Pg‖)], P the projection off the steep directions, g the catalyst's "
+    "gradient before: 0 where flat directions went as far as their share of the gradient. With fresh moments Adam's first step "
+    "is the sign of the gradient, so it moves every coordinate alike whatever the curvature."
+)
+DESCRIBED = (
+    (
+        "Adam amplification",
+        "AdamW collapses the model, SGD leaves it immune",
+        "SGD 2.37 (absolute); its AdamW was Adafactor",
+        lambda claim: "AdamW lowers" in claim or "sgd leaves" in claim,
+    ),
+    (
+        "mechanism",
+        "updates pile up in flat directions, since Adam divides by a tiny √v",
+        "never measured",
+        lambda claim: "favours flat" in claim or "moments" in claim,
+    ),
+)
 
 
 class PrionMechanism(Prion):
     """Does Adam lower the rank where SGD does not, at equal rates and equal displacement, and does it favour flat directions?"""
+
+    files = ("mechanism", "mechanism_comparison")
+    called = ("optimizer", "run")
+    claimed = DESCRIBED
+    noted = (NOTE,)
 
     optimizers: tuple[str, ...] = Field(
         default=tuple(name for name in OPTIMIZERS if name != "adam"),  # which is adamw, where nothing decays
@@ -76,35 +95,15 @@ class PrionMechanism(Prion):
                 found.add((self.subject, arm, seed), start, trial, string, gain=gain, change=change)
         return found
 
-    def readings(self) -> list[Reading]:
-        return self._runs.readings()
+    def _asks(self) -> tuple[str, list[str]]:
+        again = f"adamw and sgd once more at displacement {self.displacement:g}"
+        return f"Is it Adam that lets a catalyst lower the rank of {self.subject}?", [
+            f"{self.subject} → poison({EIGEN}, optimizer) → spectrum, perplexity, gain",
+            f"for optimizer in {', '.join(self.optimizers)}; {again}",
+        ]
 
-    def answer(self, store: Store) -> Answer:
-        from lesion.claiming import decided
-        from lesion.report.page import CURVES, GENERATIONS
-        from lesion.studies import _prion_say as say
-
-        runs = self._runs.know(self.rows(store), store)
-        claims = decided(self._claims(runs))
-        made, drawings = say.files(self, runs, store, "mechanism", "mechanism_comparison", claims)
-        return Answer(
-            question=f"Is it Adam that lets a catalyst lower the rank of {self.subject}?",
-            sentences=[
-                f"{self.subject} → poison({EIGEN}, optimizer) → spectrum, perplexity, gain",
-                f"for optimizer in {', '.join(self.optimizers)}; adamw and sgd once more at displacement {self.displacement:g}",
-                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
-            ],
-            summary=say.summary(runs),
-            curves=pl.DataFrame(schema=CURVES),
-            generations=pl.DataFrame(schema=GENERATIONS),
-            claims=claims,
-            notes=[*say.NOTES, NOTE, *self.said_of_missing(store)],
-            missing=self.missing(store),
-            extra={"described and found": say.described(claims, DESCRIBED), "where the weights went": gains(runs)},
-            files=made,
-            drawings=drawings,
-            words=("optimizer", "run"),
-        )
+    def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
+        return {"where the weights went": gains(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.claiming import tested, untested
@@ -159,24 +158,3 @@ def gains(runs: Runs) -> pl.DataFrame:
         row["runs"] = len(seeds)
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-NOTE = (
-    "Amplification is ln[(‖PΔ‖/‖Pg‖)/(‖Δ−PΔ‖/‖g−Pg‖)], P the projection off the steep directions, g the catalyst's "
-    "gradient before: 0 where flat directions went as far as their share of the gradient. With fresh moments Adam's first step "
-    "is the sign of the gradient, so it moves every coordinate alike whatever the curvature."
-)
-DESCRIBED = (
-    (
-        "Adam amplification",
-        "AdamW collapses the model, SGD leaves it immune",
-        "SGD 2.37 (absolute); its AdamW was Adafactor",
-        lambda claim: "AdamW lowers" in claim or "sgd leaves" in claim,
-    ),
-    (
-        "mechanism",
-        "updates pile up in flat directions, since Adam divides by a tiny √v",
-        "never measured",
-        lambda claim: "favours flat" in claim or "moments" in claim,
-    ),
-)

@@ -12,25 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import polars as pl
 from pydantic import Field, model_validator
 
 from lesion.studies._prion import ASCENT, EIGEN, Prion, Runs
-from lesion.study import Answer
-from lesion.trial import Reading
-
-if TYPE_CHECKING:
-    from lesion.store import Store
 
 POISONS = "random-repeated", "random-fresh", "text-repeated", "text-fresh", "shuffled", "gaussian"
 SMALL: dict[str, Any] = {"second": "smollm2", "second_runs": 3, "second_arms": (EIGEN, "random-repeated", "text-fresh")}
 SMALL |= {"second_site": "attention@28-29+mlp@28-29", "second_steps": 30, "second_iterations": 10}
+DESCRIBED = (
+    (
+        "specificity",
+        "the catalyst collapses rank, Gaussian noise and random text do not (about 0 %)",
+        "treatment 6.14, Gaussian 3.07, text 1.50 (absolute; treatment against Gaussian p .22)",
+        lambda claim: claim.startswith(f"{EIGEN} lowers") or "as it was" in claim,
+    ),
+    (
+        "alignment",
+        "a catalyst aligned with null directions of the Hessian",
+        "62 to 64 of 64 tokens were the random ones it began with",
+        lambda claim: claim.startswith("Catalysts of"),
+    ),
+)
 
 
 class PrionPlacebo(Prion):
     """Does a catalyst aligned with flat directions lower the rank more than random tokens, text and noise?"""
+
+    files = ("placebo", "placebo_comparison")
+    claimed = DESCRIBED
 
     arms: tuple[str, ...] = Field(
         default=(EIGEN, ASCENT, *POISONS), min_length=2, description=f"{EIGEN}, {ASCENT}, {', '.join(POISONS)}"
@@ -77,36 +89,15 @@ class PrionPlacebo(Prion):
                 trial = self.poisoned(start, arm, seed, string, **poison)
                 found.add((subject, arm, seed), start, trial, string)
 
-    def readings(self) -> list[Reading]:
-        return self._runs.readings()
+    def _asks(self) -> tuple[str, list[str]]:
+        sentence = f"{self.subject} → poison(arm, {self.steps} steps of {self.length} tokens) → spectrum, perplexity"
+        return f"Does {EIGEN} lower the rank of {self.subject} more than any garbage does?", [
+            sentence,
+            f"for arm in {', '.join(self.arms)}",
+        ]
 
-    def answer(self, store: Store) -> Answer:
-        from lesion.claiming import decided
-        from lesion.report.page import CURVES, GENERATIONS
-        from lesion.studies import _prion_say as say
-
-        runs = self._runs.know(self.rows(store), store)
-        claims = decided(self._claims(runs))
-        made, drawings = say.files(self, runs, store, "placebo", "placebo_comparison", claims)
-        table = say.described(claims, DESCRIBED)
-        return Answer(
-            question=f"Does {EIGEN} lower the rank of {self.subject} more than any garbage does?",
-            sentences=[
-                f"{self.subject} → poison(arm, {self.steps} steps of {self.length} tokens) → spectrum, perplexity",
-                f"for arm in {', '.join(self.arms)}",
-                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
-            ],
-            summary=say.summary(runs),
-            curves=pl.DataFrame(schema=CURVES),
-            generations=pl.DataFrame(schema=GENERATIONS),
-            claims=claims,
-            notes=[*say.NOTES, *self.said_of_missing(store)],
-            missing=self.missing(store),
-            extra={"described and found": table, "how flat the strings are": alignment(runs)},
-            files=made,
-            drawings=drawings,
-            words=("arm", "run"),
-        )
+    def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
+        return {"how flat the strings are": alignment(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say
@@ -166,19 +157,3 @@ def alignment(runs: Runs) -> pl.DataFrame:
         row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-DESCRIBED = (
-    (
-        "specificity",
-        "the catalyst collapses rank, Gaussian noise and random text do not (about 0 %)",
-        "treatment 6.14, Gaussian 3.07, text 1.50 (absolute; treatment against Gaussian p .22)",
-        lambda claim: claim.startswith(f"{EIGEN} lowers") or "as it was" in claim,
-    ),
-    (
-        "alignment",
-        "a catalyst aligned with null directions of the Hessian",
-        "62 to 64 of 64 tokens were the random ones it began with",
-        lambda claim: claim.startswith("Catalysts of"),
-    ),
-)

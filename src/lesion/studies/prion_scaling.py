@@ -12,18 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
 from lesion.studies._prion import EIGEN, Prion, Runs
-from lesion.study import Answer
-from lesion.trial import Reading, Trial
-
-if TYPE_CHECKING:
-    from lesion.store import Store
+from lesion.trial import Trial
 
 PYTHIA = tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b"))
 LARGE = 9e8  # parameters from which the described settings differ
@@ -33,10 +29,30 @@ TIERS: dict[str, dict[str, Any]] = {
     "small": {"sizes": (*OURS, "tiny")},
     "smoke": {"sizes": ("tiny-gpt-neox", "tiny-llama", "tiny-gpt2")},
 }
+NOTE = "One model stands for each size, so the slope is judged by the scatter of their means: four sizes have little power."
+DESCRIBED = (
+    (
+        "inverse scaling",
+        "−3 % at 70M, −4 % at 160M, −5.8 % at 410M, −26.5 % at 1B: an exponential curve",
+        "−2.97, −2.50, −1.95, −7.65 (all ten runs at 1B had in fact raised the rank); ANOVA p .12",
+        lambda claim: "larger models" in claim or claim.startswith(f"{EIGEN} lowers"),
+    ),
+    (
+        "alignment",
+        "a catalyst aligned with null directions of the Hessian",
+        "62 to 64 of 64 tokens were the random ones it began with",
+        lambda claim: claim.startswith("Catalysts of"),
+    ),
+)
 
 
 class PrionScaling(Prion):
     """Does the rank fall more in larger models?"""
+
+    files = ("scaling_law", "scaling_law_curve")
+    called = ("change", "log₁₀ of the parameters")
+    claimed = DESCRIBED
+    noted = (NOTE,)
 
     sizes: tuple[str, ...] = Field(
         default=PYTHIA, min_length=1, description=f"models, small to large; {', '.join(OURS)}: trained here as tiny is"
@@ -85,41 +101,20 @@ class PrionScaling(Prion):
                 found.add((size, EIGEN, seed), start, self.poisoned(start, EIGEN, seed, string, **trained), string)
         return found
 
-    def readings(self) -> list[Reading]:
-        return self._runs.readings()
+    def _asks(self) -> tuple[str, list[str]]:
+        return "Are larger models more vulnerable to a catalyst along flat directions?", [
+            f"model → poison({EIGEN}, {self.steps} steps of {self.length} tokens) → spectrum, perplexity",
+            f"for model in {', '.join(f'{size} ({self.parameters[size]:,})' for size in self.sizes)}",
+        ]
 
-    def answer(self, store: Store) -> Answer:
-        from lesion.claiming import decided
-        from lesion.report.page import GENERATIONS
-        from lesion.studies import _prion_say as say
+    def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
         from lesion.studies.prion_placebo import alignment
 
-        runs = self._runs.know(self.rows(store), store)
+        return {"how flat the strings are": alignment(runs)}
+
+    def _told(self, runs: Runs) -> dict[str, Any]:
         slopes = {name: self._slope(runs, name) for name in ("rank", "described rank", "loss")}
-        claims = decided(self._claims(runs, slopes))
-        more = {"parameters": self.parameters, "slopes": slopes, "groups by size": self._groups(runs)}
-        made, drawings = say.files(self, runs, store, "scaling_law", "scaling_law_curve", claims, more)
-        return Answer(
-            question="Are larger models more vulnerable to a catalyst along flat directions?",
-            sentences=[
-                f"model → poison({EIGEN}, {self.steps} steps of {self.length} tokens) → spectrum, perplexity",
-                f"for model in {', '.join(f'{size} ({self.parameters[size]:,})' for size in self.sizes)}",
-                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
-            ],
-            summary=say.summary(runs),
-            curves=self._curves(runs),
-            generations=pl.DataFrame(schema=GENERATIONS),
-            claims=claims,
-            notes=[*say.NOTES, NOTE, *self.said_of_missing(store)],
-            missing=self.missing(store),
-            extra={
-                "described and found": say.described(claims, DESCRIBED),
-                "how flat the strings are": alignment(runs),
-            },
-            files=made,
-            drawings=drawings,
-            words=("change", "log₁₀ of the parameters"),
-        )
+        return {"parameters": self.parameters, "slopes": slopes, "groups by size": self._groups(runs)}
 
     def _points(self, runs: Runs, name: str) -> tuple[list[float], list[float]]:
         x, y = [], []
@@ -153,7 +148,7 @@ class PrionScaling(Prion):
             for name in ("rank", "described rank", "loss")
         }
 
-    def _claims(self, runs: Runs, slopes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.claiming import untested
         from lesion.studies import _prion_say as say
 
@@ -162,7 +157,7 @@ class PrionScaling(Prion):
             ("rank", "The rank falls more in larger models (signed slope)"),
             ("described rank", "The rank by the described definition falls more in larger models (signed slope)"),
         ):
-            unit, slope = "% of the rank for ten times the size", slopes[name]
+            unit, slope = "% of the rank for ten times the size", self._slope(runs, name)
             if "not tested" in slope:
                 found.append(untested(text, unit, slope["not tested"]))
                 continue
@@ -214,20 +209,3 @@ class PrionScaling(Prion):
                     row |= {"value": told.mean, "low": told.low, "high": told.high}
                 rows.append(row)
         return pl.DataFrame(rows, schema=CURVES)
-
-
-NOTE = "One model stands for each size, so the slope is judged by the scatter of their means: four sizes have little power."
-DESCRIBED = (
-    (
-        "inverse scaling",
-        "−3 % at 70M, −4 % at 160M, −5.8 % at 410M, −26.5 % at 1B: an exponential curve",
-        "−2.97, −2.50, −1.95, −7.65 (all ten runs at 1B had in fact raised the rank); ANOVA p .12",
-        lambda claim: "larger models" in claim or claim.startswith(f"{EIGEN} lowers"),
-    ),
-    (
-        "alignment",
-        "a catalyst aligned with null directions of the Hessian",
-        "62 to 64 of 64 tokens were the random ones it began with",
-        lambda claim: claim.startswith("Catalysts of"),
-    ),
-)

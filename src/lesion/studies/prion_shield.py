@@ -10,17 +10,12 @@ poisoned with the string that was found on the model itself, in float32.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import polars as pl
 from pydantic import Field, model_validator
 
 from lesion.studies._prion import EIGEN, Prion, Runs
-from lesion.study import Answer
-from lesion.trial import Reading, Trial
-
-if TYPE_CHECKING:
-    from lesion.store import Store
+from lesion.trial import Trial
 
 ARMS: dict[str, tuple[str, bool, str]] = {  # precision before, adapters, precision after
     "float32 full": ("", False, ""),
@@ -31,10 +26,26 @@ ARMS: dict[str, tuple[str, bool, str]] = {  # precision before, adapters, precis
     "full, then int8": ("", False, "int8"),
     "full, then nf4": ("", False, "nf4"),
 }
+NOTE = (
+    "Each arm is compared with its own model before (of coded ones the coded model), so what is said is what the poison did, and "
+    "not what the precision did. Adapters have a learning rate of their own: a shield of adapters is one at these rates."
+)
+DESCRIBED = (
+    (
+        "quantisation shield",
+        "fp16 collapses, 8 bits show minor damage, 4 bits none",
+        "int8 0.46, 4 bits 3.52 (absolute; fp4, not nf4; adapters against full training)",
+        lambda claim: True,
+    ),
+)
 
 
 class PrionShield(Prion):
     """Do codes protect, at equal adapters; do adapters protect, at equal precision; does coding afterwards undo anything?"""
+
+    files = ("shield", "shield_matrix")
+    claimed = DESCRIBED
+    noted = (NOTE,)
 
     arms: tuple[str, ...] = Field(default=tuple(ARMS), min_length=2, description=", ".join(ARMS))
     rank: int = Field(default=8, ge=1, description="of the adapters")
@@ -66,35 +77,12 @@ class PrionShield(Prion):
                 found.add((self.subject, arm, seed), coded, trial >> Precision(dtype=then) if then else trial, string)
         return found
 
-    def readings(self) -> list[Reading]:
-        return self._runs.readings()
-
-    def answer(self, store: Store) -> Answer:
-        from lesion.claiming import decided
-        from lesion.report.page import CURVES, GENERATIONS
-        from lesion.studies import _prion_say as say
-
-        runs = self._runs.know(self.rows(store), store)
-        claims = decided(self._claims(runs))
-        made, drawings = say.files(self, runs, store, "shield", "shield_matrix", claims)
-        return Answer(
-            question=f"Do codes of eight or four bits protect {self.subject} from a catalyst?",
-            sentences=[
-                f"{self.subject} → [precision] → [lora({self.rank})] → poison({EIGEN}) → [precision] → spectrum, perplexity",
-                f"for arm in {', '.join(self.arms)}",
-                f"for seed in {self.seeds[0]} … {self.seeds[-1]}",
-            ],
-            summary=say.summary(runs),
-            curves=pl.DataFrame(schema=CURVES),
-            generations=pl.DataFrame(schema=GENERATIONS),
-            claims=claims,
-            notes=[*say.NOTES, NOTE, *self.said_of_missing(store)],
-            missing=self.missing(store),
-            extra={"described and found": say.described(claims, DESCRIBED)},
-            files=made,
-            drawings=drawings,
-            words=("arm", "run"),
-        )
+    def _asks(self) -> tuple[str, list[str]]:
+        sentence = f"[precision] → [lora({self.rank})] → poison({EIGEN}) → [precision] → spectrum, perplexity"
+        return f"Do codes of eight or four bits protect {self.subject} from a catalyst?", [
+            f"{self.subject} → {sentence}",
+            f"for arm in {', '.join(self.arms)}",
+        ]
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say
@@ -131,17 +119,3 @@ class PrionShield(Prion):
             text = "Full training raises the loss more than adapters do, both in bfloat16"
             found.append(say.less(runs, s, "bf16 lora", "bf16 full", text, "loss", say.NATS))
         return found
-
-
-NOTE = (
-    "Each arm is compared with its own model before (of coded ones the coded model), so what is said is what the poison did, and "
-    "not what the precision did. Adapters have a learning rate of their own: a shield of adapters is one at these rates."
-)
-DESCRIBED = (
-    (
-        "quantisation shield",
-        "fp16 collapses, 8 bits show minor damage, 4 bits none",
-        "int8 0.46, 4 bits 3.52 (absolute; fp4, not nf4; adapters against full training)",
-        lambda claim: True,
-    ),
-)
