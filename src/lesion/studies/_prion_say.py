@@ -26,7 +26,8 @@ PERCENT, NATS = "% of the rank before", "nats a token"
 NOTES = [
     "Rank: effective rank exp(H(p)) of Roy and Vetterli, of centred activations without padding and first positions, mean over "
     "layers; its change is signed. The described definition (uncentred, padded, p ≤ 0.01 dropped) stands beside it.",
-    "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired. Runs that diverged are counted.",
+    "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired, and runs are the items that n counts. "
+    "Runs that diverged are counted.",
     "Flat is what is off the steep eigenvectors; a flat share near 1 is common, so random tokens and text stand beside it.",
 ]
 
@@ -210,7 +211,8 @@ def bars(runs: Runs, name: str, margin: float) -> Drawing:
     with style.context(["default", STYLE]):
         height = 0.9 + 0.34 * len(labels)
         figure = Figure(figsize=(7.2, height), facecolor=PAPER)
-        axes = figure.add_axes((0.36, 0.5 / height, 0.6, 1 - 0.75 / height))
+        left = min(0.5, 0.05 + 0.0125 * max(map(len, labels)))
+        axes = figure.add_axes((left, 0.5 / height, 0.96 - left, 1 - 0.75 / height))
         axes.axvspan(-margin, margin, color=RULE, alpha=0.5, linewidth=0)
         axes.axvline(0, color=MUTED, linewidth=1)
         for i, some in enumerate(values):
