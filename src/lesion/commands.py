@@ -69,7 +69,9 @@ def plan(options: argparse.Namespace, rest: list[str]) -> int:
     _threads(options)
     _check_device(options.device)
     with Progress(options.verbosity, "planning"):
-        lines = make(asked.readings(), Store(options.lab), options.force)
+        store = Store(options.lab)
+        asked.check(store)
+        lines = make(asked.readings(), store, options.force)
     for name, value in lines.items():
         say(f"{name:<10} {value}")
     return OK

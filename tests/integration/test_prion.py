@@ -113,6 +113,31 @@ def test_what_makes_no_sense_is_refused():
             kind(**options)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--length", "300"], "300 tokens of poison are longer than the context of scratch, 256"),
+        (["--site", "mpl"], "no site 'mpl'"),
+        (["--site", "attention.value"], "is a part of"),
+        (["--directions", "99999999"], "directions were asked for"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(tmp_path, capsys, option, said):
+    assert run(["run", "prion-placebo", "--tier", "smoke", *option, "--lab", str(tmp_path / "lab")]) == 2
+    assert said in capsys.readouterr().err and not list((tmp_path / "lab").glob("log/*"))
+
+
+def test_models_stored_in_sixteen_bits_are_held_in_float32(tmp_path):
+    from lesion.subjects import Scratch
+
+    specimen = Scratch(architecture="tiny-gpt-neox", dtype="float16").load()
+    specimen.model.save_pretrained(tmp_path / "m")
+    specimen.tokenizer.save_pretrained(tmp_path / "m")
+    asked = PrionPlacebo(tier="smoke", subject=str(tmp_path / "m"))
+    assert asked.start(asked.subject).subject.dtype == "float32"
+    assert asked.start(asked.subject).subject.load().model.dtype.is_floating_point
+
+
 def test_fewer_than_three_runs_are_no_test(tmp_path, capsys):
     line = ["run", "prion-mechanism", "--tier", "smoke", "--runs", "1", "--optimizers", "adamw", "sgd"]
     assert run([*line, "--lab", str(tmp_path / "lab"), "--verbosity", "quiet"]) == 0

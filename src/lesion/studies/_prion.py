@@ -156,9 +156,33 @@ class Prion(Study):
     # ------------------------------------------------------------------ sentences
 
     def start(self, subject: str) -> Trial:
+        """The model before, in float32: many are stored in sixteen bits, of which there are no second derivatives."""
         from lesion.subjects import parse
 
-        return Trial(subject=parse(subject)).pin()
+        found = parse(subject)
+        stored = getattr(found, "dtype", None) == "auto"
+        return Trial(subject=found.model_copy(update={"dtype": "float32"}) if stored else found).pin()
+
+    def check(self, store: Store) -> None:
+        """Looks at every model's outline: is the site there, in whole matrices, and is the context long enough?"""
+        from lesion.curvature import chosen
+        from lesion.likelihood import context_of
+
+        asked: dict[tuple[str, str], Any] = {}
+        for reading in self._runs.strings.values():
+            measure: Any = reading.measure
+            asked[reading.trial.subject.key, measure.site] = reading.trial.subject
+        for (_, site), subject in asked.items():
+            model = subject.outline()
+            context = context_of(model.config.get_text_config())
+            for what, tokens in (("poison", self.length), ("text", max(self.tokens, self.curved_tokens))):
+                if context and tokens > context:
+                    raise ValueError(
+                        f"{tokens} tokens of {what} are longer than the context of {subject.name}, {context}"
+                    )
+            size = sum(p.numel() for p in chosen(model, site).values())
+            if self.directions > size:
+                raise ValueError(f"{self.directions} directions were asked for, and {site!r} has {size} weights")
 
     def catalyst(self, start: Trial, seed: int, objective: str | None = None, **more: Any) -> Reading:
         """The string for one run, sought on the model before."""

@@ -26,7 +26,7 @@ PERCENT, NATS = "% of the rank before", "nats a token"
 NOTES = [
     "Rank: effective rank exp(H(p)) of Roy and Vetterli, of centred activations without padding and first positions, mean over "
     "layers; its change is signed. The described definition (uncentred, padded, p ≤ 0.01 dropped) stands beside it.",
-    "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired, and runs are the items that n counts. "
+    "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired; the items that n counts are runs. "
     "Runs that diverged are counted.",
     "Flat is what is off the steep eigenvectors; a flat share near 1 is common, so random tokens and text stand beside it.",
 ]
