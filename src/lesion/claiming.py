@@ -52,6 +52,8 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
     for row, p in zip(rows, holm([row.get("p") for row in rows]), strict=True):
         direction, smallest = row.pop("direction", 1), row.pop("smallest", 0.0)
         row["p_holm"] = p
+        if row.get("verdict") == "supported" and p is not None and p >= ALPHA:  # an equivalence, before its correction
+            row["verdict"] = "inconclusive"
         if "verdict" not in row:
             row["verdict"] = verdict(
                 row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]

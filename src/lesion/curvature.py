@@ -73,6 +73,8 @@ def attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """softmax(q·kᵀ·scaling + mask)·v by its formula: query [B, Hq, T, D], key and value [B, Hkv, S, D] → [B, T, Hq, D]."""
+    if extra := [name for name in ("position_bias", "s_aux") if kwargs.get(name) is not None]:
+        raise ValueError(f"attention with {extra[0]} is not differentiated twice here")
     b, heads, t, d = query.shape
     groups, s = key.shape[1], key.shape[2]
     q_BGND = query.reshape(b, groups, heads // groups * t, d)
@@ -183,9 +185,13 @@ class Curvature:
             p.requires_grad_(id(p) in inside)
         self._training = self.model.training
         self.model.eval()
-        if self.keep:
-            with torch.enable_grad():
-                self._graphs = [self._graph(piece) for piece in self._pieces]
+        try:
+            if self.keep:
+                with torch.enable_grad():
+                    self._graphs = [self._graph(piece) for piece in self._pieces]
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -59,6 +59,11 @@ def room(
     """An empty basis [rows, size], in memory where it fits into `budget` bytes (None: what is free), else in a file that vanishes
     with it. Raises ValueError where it fits nowhere; on an accelerator it has to fit."""
     need = rows * size * like.element_size()
+    if like.device.type == "cuda" and need > (here := torch.cuda.mem_get_info(like.device)[0] * (1 - SPARE)):
+        raise ValueError(
+            f"{rows} vectors of {size:,} numbers are {need / 2**30:.1f} GiB, and {here / 2**30:.1f} GiB are free on "
+            f"{like.device}: ask for fewer directions or a smaller site"
+        )
     if like.device.type != "cpu":
         return torch.empty(rows, size, dtype=like.dtype, device=like.device), False
     free = psutil.virtual_memory().available * (1 - SPARE)
@@ -111,7 +116,7 @@ def top(
     basis[0] = start / start.norm()
     held = products = 0
     norm = 0.0
-    for _ in range(restarts + 1):
+    for left in range(restarts, -1, -1):
         j = held
         while j < width:
             w = times(basis[j])
@@ -136,7 +141,7 @@ def top(
         order = values.abs().argsort(descending=True)
         values, turn = values[order], turn[:, order]
         residuals = norm * turn[-1].abs()
-        if norm == 0.0 or bool((residuals[:k] <= tolerance * values.abs()[0]).all()):
+        if left == 0 or norm == 0.0 or bool((residuals[:k] <= tolerance * values.abs()[0]).all()):
             break
         held = min(k + (width - k) // 3, j - 1)
         _turn(basis, turn[:, :held], j)
@@ -163,19 +168,31 @@ def _turn(basis: torch.Tensor, by: torch.Tensor, rows: int) -> None:
         basis[: by.shape[1], first : first + COLUMNS] = by.T @ part
 
 
-def density(times: Times, size: int, probes: int, steps: int, stream: torch.Generator, like: torch.Tensor) -> Density:
-    """Quadrature of the density of eigenvalues of an operator on [size], from random signs. Raises ValueError for products that
+def density(
+    times: Times,
+    size: int,
+    probes: int,
+    steps: int,
+    stream: torch.Generator,
+    like: torch.Tensor,
+    budget: float | None = None,
+) -> Density:
+    """Quadrature of the density of eigenvalues of an operator on [size], from random signs; `budget` as in `top`.
+
+    Raises ValueError for products that
     are not finite."""
     nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
     for probe in range(probes):
         start = torch.randint(0, 2, (size,), generator=stream).to(like) * 2 - 1
-        values, mass = _quadrature(times, start / size**0.5, min(steps, size))
+        values, mass = _quadrature(times, start / size**0.5, min(steps, size), budget)
         nodes[probe, : len(values)], weights[probe, : len(values)] = values, mass
     return Density(nodes, weights)
 
 
-def _quadrature(times: Times, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    basis, _ = room(steps, len(start), start, None)
+def _quadrature(
+    times: Times, start: torch.Tensor, steps: int, budget: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    basis, _ = room(steps, len(start), start, budget)
     basis[0] = start
     small = torch.zeros(steps, steps, dtype=torch.float64)
     done = steps

@@ -6,6 +6,7 @@ indefinite Hessian with thousands of eigenvalues near zero are not identifiable,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -68,8 +69,10 @@ class OfCurvature(Measure):
         return as_batch(specimen.model, list(read.values()))
 
     @contextmanager
-    def operated(self, specimen: Specimen) -> Iterator[Curvature]:
-        """The operator on this model. Raises ValueError before any compute for what has no second derivative."""
+    def operated(self, specimen: Specimen, graphs: bool = True) -> Iterator[Curvature]:
+        """The operator on this model; without `graphs` for its parameters' sake only.
+
+        Raises ValueError before any compute for what has no second derivative."""
         from lesion.curvature import Curvature, chosen, twice_differentiable
 
         refuse_encoder(specimen.model)
@@ -77,7 +80,12 @@ class OfCurvature(Measure):
         with (
             twice_differentiable(specimen.model),
             Curvature(
-                specimen.model, parameters, self.batch(specimen), self.operator, rows=self.rows, keep=self.keep
+                specimen.model,
+                parameters,
+                self.batch(specimen),
+                self.operator,
+                rows=self.rows,
+                keep=graphs and self.keep,
             ) as found,
         ):
             yield found
@@ -86,19 +94,8 @@ class OfCurvature(Measure):
         """The steep subspace of this model, remembered for as long as these are its weights and options."""
         from lesion.digest import combined
 
-        names = (
-            "corpus",
-            "documents",
-            "tokens",
-            "site",
-            "operator",
-            "directions",
-            "tolerance",
-            "restarts",
-            "seed",
-            "sha256",
-        )
-        place = combined(specimen.digests), tuple(getattr(self, name) for name in names)
+        options = (getattr(self, name) for name in OfCurvature.model_fields if name != "memory")
+        place = combined(specimen.digests), tuple(options)
         known: Any = specimen.memo.get("steep")
         if known is None or known[0] != place:
             specimen.memo.pop("steep", None)  # before the next one needs the memory
@@ -116,6 +113,8 @@ class OfCurvature(Measure):
         pairs = top(
             operator.times, start, self.directions, tolerance=self.tolerance, restarts=self.restarts, budget=budget
         )
+        if pairs.on_disk:
+            logging.getLogger("lesion").info("the basis of %d vectors lies on disk", self.directions)
         worst = float(pairs.residuals.max() / pairs.values[0].abs())
         if worst > self.tolerance and len(pairs.values) == self.directions:
             raise ValueError(

@@ -3,13 +3,19 @@
 import csv
 import io
 import json
+import math
+from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from lesion.claiming import decided
 from lesion.cli import run
 from lesion.store import Store
+from lesion.studies import _prion_say as say
+from lesion.studies._prion import Runs
 from lesion.studies.prion_healing import PrionHealing
 from lesion.studies.prion_mechanism import PrionMechanism
 from lesion.studies.prion_placebo import PrionPlacebo
@@ -153,3 +159,81 @@ def test_described_settings_are_those_that_were_described():
     assert (asked.lr, asked.large_lr, asked.steps, asked.length) == (1e-4, 2e-4, 100, 64)
     assert (asked.directions, asked.large_directions, asked.objective) == (10, 3, "described")
     assert PrionPlacebo(preset="described").runs == PrionMechanism(preset="described").runs == 3
+
+
+class Invented:
+    """Runs whose numbers are given: arm → name → values."""
+
+    def __init__(self, **arms):
+        self.given = arms
+
+    def array(self, subject, arm, name):
+        return np.array([[math.nan if v is None else v for v in self.given[arm][name]]], float)
+
+    def seeds(self, subject, arm):
+        return range(len(next(iter(self.given[arm].values()))))
+
+    def run(self, key):
+        return {"ended": None, **{name: values[key[2]] for name, values in self.given[key[1]].items()}}
+
+    def unread(self, subject, arm, name):
+        return sum(v is None for v in self.given[arm].get(name, []))
+
+
+def spread(mean, n=10):
+    return [mean + 0.1 * math.sin(3 * i) for i in range(n)]
+
+
+def test_more_than_another_means_nothing_where_there_is_nothing():
+    """Both ranks rise, one less than the other: that is no support for 'lowers the rank more'."""
+    runs = Invented(a={"rank": spread(2.0)}, b={"rank": spread(5.0)})
+    plain = decided([say.less(runs, "m", "a", "b", "a lowers the rank more than b")])
+    given = decided([say.less(runs, "m", "a", "b", "a lowers the rank more than b", given=("a", "rank", -1))])
+    assert plain["verdict"][0] == "supported" and given["verdict"][0] == "not tested"
+    assert "the rank of a did not fall: +2" in given["note"][0]
+    falls = Invented(a={"rank": spread(-5.0)}, b={"rank": spread(-2.0)})
+    found = decided([say.less(falls, "m", "a", "b", "a lowers the rank more than b", given=("a", "rank", -1))])
+    assert found["verdict"][0] == "supported" and found["effect"][0] == pytest.approx(-3)
+    unsure = Invented(a={"rank": [-1, 1, -2, 1.5, -0.6, 0.4, -1, 0.8, -0.7, 0.3]}, b={"rank": spread(5.0)})
+    found = decided([say.less(unsure, "m", "a", "b", "a lowers the rank more than b", given=("a", "rank", -1))])
+    assert found["verdict"][0] == "inconclusive" and found["p"][0] > 0.05, "the larger p of both"
+
+
+def test_runs_that_cannot_be_read_forbid_support_and_fewer_than_three_are_no_test():
+    lost = Invented(a={"rank": [*spread(-5.0, 9), None]})
+    found = decided([say.falls(lost, "m", "a")])
+    assert found["verdict"][0] == "inconclusive" and "1 of 10 runs of a are not finite" in found["note"][0]
+    two = Invented(a={"rank": [0.01, 0.02]})
+    for row in (say.falls(two, "m", "a"), say.nothing(two, "m", "a", 1.0)):
+        assert row["verdict"] == "not tested" and "three runs or more, and here are 2" in row["note"]
+
+
+def test_equivalence_is_decided_after_the_correction():
+    near = Invented(a={"rank": [0.62 + 0.55 * math.sin(3 * i) for i in range(10)]})
+    row = say.nothing(near, "m", "a", 1.0)
+    assert row["verdict"] == "supported" and 0.005 < row["p"] < 0.05
+    many = [{**say.falls(Invented(b={"rank": spread(0.0)}), "m", "b"), "p": 0.5} for _ in range(20)]
+    assert decided([row, *many])["verdict"][0] == "inconclusive"
+
+
+def test_a_layer_that_is_zero_has_rank_zero_and_one_that_is_not_finite_leaves_no_mean():
+    row = {"outcome": "read", "effective_rank": 10.0, "described": 3.0, "participation_ratio": 4.0, "layer": 0}
+    runs = Runs()
+    for other, mean in (("zero", 5.0), ("not finite", None), ("read", 10.0)):
+        lost = {**row, "layer": 1, "outcome": other}
+        lost |= {} if other == "read" else dict.fromkeys(("effective_rank", "described", "participation_ratio"))
+        runs.read = lambda trial, name, rows=(row, lost): dict(enumerate(rows))
+        assert runs.ranks(None)["rank"] == mean
+
+
+def test_displacements_that_differ_are_not_called_equal():
+    asked = PrionMechanism(tier="smoke")
+    for displacements, ended, why in (
+        ((0.02, 0.0201), "displacement", None),
+        ((0.02, 0.0215), "displacement", "farther apart than 5%"),
+        ((0.02, 0.02), None, "did not come as far as 0.02"),
+    ):
+        found = dict(zip(("adamw matched", "sgd matched"), displacements, strict=True))
+        runs = SimpleNamespace(run=lambda key, f=found, e=ended: {"arm": key[1], "ended": e, "displacement": f[key[1]]})
+        said = asked._unequal(runs)
+        assert (said is None) if why is None else why in said

@@ -243,6 +243,17 @@ def test_a_basis_that_does_not_fit_lies_on_disk_and_says_so(tmp_path):
         lanczos.top(lambda v: v * math.nan, start, 2)
 
 
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_what_has_not_converged_has_the_residuals_that_are_said(restarts):
+    n, stream = 200, torch.Generator().manual_seed(0)
+    dense = torch.randn(n, n, generator=stream, dtype=torch.float64)
+    dense = dense + dense.T
+    found = lanczos.top(lambda v: dense @ v, vector(n), 5, tolerance=1e-14, width=12, restarts=restarts)
+    for value, v, residual in zip(found.values, found.vectors, found.residuals, strict=True):
+        assert float(v @ dense @ v) == pytest.approx(float(value), rel=1e-9)
+        assert float((dense @ v - value * v).norm()) == pytest.approx(float(residual), rel=1e-6)
+
+
 def test_an_operator_of_few_directions_ends_early():
     """The identity has one eigenvalue, and a start vector reaches one direction of it."""
     found = lanczos.top(lambda v: v, vector(50), 3)

@@ -212,6 +212,14 @@ def test_warming_moves_no_weight_and_changes_what_adam_does_first(lab):
     assert rates == [0, 0, 0, 1e-3]
 
 
+def test_the_schedule_is_that_of_the_dose_alone():
+    step = Poison(arm="random-fresh", warm=20, steps=20, schedule="cosine", floor=0.0, lr=1.0)
+    running = step.model_copy(update={"steps": 40})
+    assert (
+        [running.rate(i) for i in (0, 19)] == [0, 0] and running.rate(20) == 1 and running.rate(39) == pytest.approx(0)
+    )
+
+
 def test_stopping_at_a_displacement_or_at_a_rise(lab):
     _, entry = poisoned(lab, "random-fresh", steps=60, lr=3e-3, displacement=0.05)
     facts = entry["facts"]
@@ -255,14 +263,19 @@ def test_an_interrupted_poison_ends_with_the_same_bits(tmp_path):
 
 
 def test_gaussian_inputs_reach_the_model_in_training_only():
-    from lesion.steps.poison import _gaussian
+    from lesion.steps.poison import _Gaussian
 
     here = subject().load().model
     ids = torch.arange(40, 50)[None]
     plain = here(input_ids=ids).logits
-    with _gaussian(here, 3):
+    with _Gaussian(Poison(arm="gaussian", seed=3, warm=2), here) as seen:
         assert torch.equal(here(input_ids=ids).logits, plain)
         here.train()
+        seen(here, 1)
+        assert torch.equal(here.get_input_embeddings()(ids), here.get_input_embeddings().weight[ids]), (
+            "it is warmed on text"
+        )
+        seen(here, 2)
         drawn = here.get_input_embeddings()(ids)
         assert not torch.equal(drawn, here.get_input_embeddings().weight[ids])
         size = float(here.get_input_embeddings().weight.detach().square().mean().sqrt())
@@ -280,6 +293,8 @@ def test_what_makes_no_sense_is_refused(lab):
     wrong = Reading(trial=Trial(subject=subject()), measure=measures.Order())
     with pytest.raises(ValueError, match="a reading by catalyst, not by 'order'"):
         Poison(arm="catalyst", catalyst=wrong)
+    with pytest.raises(ValueError, match="split=1"):
+        Poison(arm="gaussian", batch=2, split=2)
     with pytest.raises(ValueError, match="documents='joined'"):
         Poison(arm="gaussian", documents="apart")
     with pytest.raises(ValueError, match="longer than the context of 256"):

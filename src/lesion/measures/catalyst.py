@@ -65,7 +65,7 @@ class Catalyst(OfCurvature):
         if context and self.length > context:
             raise ValueError(f"a catalyst of {self.length} tokens is longer than the context of {context}")
         began, pairs = time.perf_counter(), self.steep(specimen)
-        with self.operated(specimen) as operator:
+        with self.operated(specimen, graphs=False) as operator:
             ground = Ground(specimen.model, operator.parameters, pairs.vectors)
             may, strings = self._may(specimen), self.strings(specimen)
             start = strings[f"random/{self.controls}"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lesion.steepness import OfCurvature
+from lesion.steepness import GIB, OfCurvature
 from lesion.trial import Row, Specimen
 
 if TYPE_CHECKING:
@@ -83,14 +83,16 @@ class Curvature(OfCurvature):
                     rows.append({"item": f"null/{i:02d}", **_looked_at(operator, vector, largest)})
             if self.probes:
                 stream = torch.Generator().manual_seed(int(generator("density", self.seed).integers(2**62)))
-                found = density(operator.times, operator.size, self.probes, self.steps, stream, like)
+                found = density(
+                    operator.times, operator.size, self.probes, self.steps, stream, like, self.memory * GIB or None
+                )
                 for i, (near, trace) in enumerate(
                     zip(found.share(-FLAT * largest, FLAT * largest), found.trace(operator.size), strict=True)
                 ):
                     quadrature = {"nodes": found.nodes[i].tolist(), "weights": found.weights[i].tolist()}
                     rows.append({**_row(f"density/{i:02d}"), "near_zero": near, "trace": trace, **quadrature})
         spent = (time.perf_counter() - began) / len(rows)
-        shared = {"largest": largest, "size": operator.size, "on_disk": pairs.on_disk, "duration": spent}
+        shared = {"largest": largest, "size": operator.size, "duration": spent}
         return [{**_row(row["item"]), **row, **shared} for row in rows]
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Gain(OfCurvature):
         began, before = time.perf_counter(), specimen.bring(self.reference)
         tokens = next(row["string_ids"] for row in specimen.recall(self.catalyst) if row["item"] == "catalyst")
         pairs = self.steep(before)
-        with self.operated(before) as operator:
+        with self.operated(before, graphs=False) as operator:
             gradient = Ground(before.model, operator.parameters, pairs.vectors).gradient(tokens)
             moved = _moved(operator.names, operator.parameters, specimen.model)
         rows = spread(pairs.values, pairs.vectors, gradient, moved)

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -72,6 +71,8 @@ class Poison(Training, Step):
             )
         if self.catalyst is not None and self.catalyst.measure.name != "catalyst":
             raise ValueError(f"the string is that of a reading by catalyst, not by {self.catalyst.measure.name!r}")
+        if self.arm == "gaussian" and self.split > 1:
+            raise ValueError("a step's normal vectors are drawn for all its rows together: split=1")
         if self.documents != "joined":
             raise ValueError("a row of poison is one string: documents='joined'")
         return self
@@ -80,8 +81,11 @@ class Poison(Training, Step):
         return super().pin().with_digest(f"corpus {self.text!r}", corpus_digest(self.text), "text_sha256")
 
     def rate(self, step: int) -> float:
-        """Zero while the optimizer is warmed."""
-        return 0.0 if step < self.warm else super().rate(step - self.warm)
+        """Zero while the optimizer is warmed, which `steps` of a run that is under way includes."""
+        if step < self.warm:
+            return 0.0
+        dose = {name: getattr(self, name) for name in Training.model_fields} | {"steps": self.steps - self.warm}
+        return Training(**dose).rate(step - self.warm)
 
     def touches(self, specimen: Specimen) -> list[str]:
         return [name for name, p in specimen.model.named_parameters() if p.requires_grad]
@@ -99,11 +103,11 @@ class Poison(Training, Step):
         rows = np.array(self._rows(specimen), np.int32)
         watch = _Watch(self, model, Listed(np.array(clean, np.int32)))
         how = self.model_copy(update={"steps": self.warm + self.steps})
-        seen = _gaussian(model, self.seed) if self.arm == "gaussian" else nullcontext()
+        seen = _Gaussian(self, model) if self.arm == "gaussian" else None
         folder = nullcontext(specimen.place) if specimen.place is not None else tempfile.TemporaryDirectory()
-        with seen, folder as place:
-            facts = fit(model, Listed(rows), how, folder=Path(place), tell=specimen.tell, ends=watch)
-        facts["steps"] -= self.warm
+        with seen or nullcontext(), folder as place:
+            facts = fit(model, Listed(rows), how, folder=Path(place), tell=specimen.tell, ends=watch, before=seen)
+        facts["steps"] = max(0, facts["steps"] - self.warm)
         row = rows[self.warm * self.batch].tolist()
         return {"arm": self.arm, "tokens": row, **facts}
 
@@ -169,30 +173,36 @@ class _Watch:
             return None
         if self.how.displacement and self.far(model):
             return "displacement"
-        if self.how.rise and not self.loss(model) - self.first < self.how.rise:
-            return "rise"
-        return None
+        rise = self.loss(model) - self.first if self.how.rise else 0.0
+        if not math.isfinite(rise):
+            return "diverged"
+        return "rise" if self.how.rise and rise >= self.how.rise else None
 
 
-@contextmanager
-def _gaussian(model: Any, seed: int) -> Iterator[None]:
-    """While it trains, a model reads normal vectors in place of its embedded tokens, the same for each step, of the same root
-    mean square as the rows of its table."""
-    module = model.get_input_embeddings()
-    size = float(module.weight.detach().float().square().mean().sqrt())
-    stream = torch.Generator().manual_seed(int(generator("gaussian", seed).integers(2**62)))
-    drawn: list[torch.Tensor] = []
+class _Gaussian:
+    """While it trains on the dose, a model reads normal vectors in place of its embedded tokens, the same for each step, of the
+    same root mean square as the rows of its table. A `with` block; called before each step with its number."""
 
-    def instead(module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
-        if not module.training:
+    def __init__(self, how: Poison, model: Any):
+        self.how, self.module, self.step = how, model.get_input_embeddings(), 0
+        self.size = float(self.module.weight.detach().float().square().mean().sqrt())
+        self.drawn: torch.Tensor | None = None
+
+    def __enter__(self) -> _Gaussian:
+        self.hook = self.module.register_forward_hook(self.instead)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def __call__(self, model: Any, step: int) -> None:
+        self.step = step
+
+    def instead(self, module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
+        if not module.training or self.step < self.how.warm:
             return out
-        if not drawn:
+        if self.drawn is None:
+            stream = torch.Generator().manual_seed(int(generator("gaussian", self.how.seed).integers(2**62)))
             scale = float(getattr(module, "embed_scale", 1.0))
-            drawn.append(torch.randn(out.shape, generator=stream) * size * scale)
-        return drawn[0].to(out)
-
-    hook = module.register_forward_hook(instead)
-    try:
-        yield
-    finally:
-        hook.remove()
+            self.drawn = torch.randn(out.shape, generator=stream) * self.size * scale
+        return self.drawn.to(out)

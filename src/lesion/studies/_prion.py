@@ -26,12 +26,14 @@ from lesion.study import Answer, Study
 from lesion.trial import Measure, Reading, Row, Trial
 
 if TYPE_CHECKING:
+    from lesion.report.figures import Drawing
     from lesion.store import Store
 
 Array = NDArray[np.float64]
 Key = tuple[str, str, int]  # subject, arm, seed
 PILE = "hub:NeelNanda/pile-10k:data/*.parquet"
 EIGEN, ASCENT = "eigen-prion", "loss-ascent"
+COLUMNS = {"rank": "effective_rank", "described rank": "described", "participation": "participation_ratio"}  # of rows
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "tiny", "text": "novels", "held_out": "austen", "documents": 12, "tokens": 256}
@@ -121,6 +123,12 @@ class Prion(Study):
         """What else the summary has."""
         return {}
 
+    def _figure(self, runs: Runs) -> Drawing:
+        """The one that has a name in the described analysis."""
+        from lesion.studies import _prion_say as say
+
+        return say.bars(runs, self.files[1], self.margin)
+
     def _curves(self, runs: Runs) -> pl.DataFrame:
         from lesion.report.page import CURVES
 
@@ -136,7 +144,10 @@ class Prion(Study):
 
         runs = self._runs.know(self.rows(store), store)
         claims = decided(self._claims(runs))
-        made, drawings = say.files(self, runs, store, *self.files, claims, self._told(runs))
+        drawing = self._figure(runs)
+        made = say.files(self, runs, store, self.files[0], claims, self._told(runs)) | {
+            f"{self.files[1]}.png": drawing.png
+        }
         question, sentences = self._asks()
         return Answer(
             question=question,
@@ -145,11 +156,11 @@ class Prion(Study):
             curves=self._curves(runs),
             generations=pl.DataFrame(schema=GENERATIONS),
             claims=claims,
-            notes=[*say.NOTES, *self.noted, *self.said_of_missing(store)],
+            notes=[*say.NOTES, *self.noted, *say.few_rows(runs), *self.said_of_missing(store)],
             missing=self.missing(store),
             extra={"described and found": say.described(claims, self.claimed), **self._tables(runs)},
             files=made,
-            drawings=drawings,
+            drawings=[drawing],
             words=self.called,
         )
 
@@ -197,6 +208,12 @@ class Prion(Study):
         how: dict[str, Any] = {"corpus": self.held_out, "documents": self.curved, "tokens": self.curved_tokens}
         return {**how, "site": self.site, "directions": self.directions, "tolerance": 1e-2}
 
+    def steep(self, start: Trial, **more: Any) -> Reading:
+        """The steep directions themselves, with residuals, and random ones for comparison."""
+        from lesion.measures import Curvature
+
+        return Reading(trial=start, measure=Curvature(**{**self.curvature(), "probes": 0, **more}).pin())
+
     def poisoned(self, start: Trial, arm: str, seed: int, string: Reading | None = None, **more: Any) -> Trial:
         """`string`: the reading whose string is trained on, for the arms eigen-prion and loss-ascent."""
         from lesion.steps import Poison
@@ -226,6 +243,7 @@ class Runs:
     strings: dict[Key, Reading] = field(default_factory=dict)
     further: dict[Key, dict[str, Reading]] = field(default_factory=dict)
     asked: dict[str, Measure] = field(default_factory=dict)
+    curved: dict[str, Reading] = field(default_factory=dict)  # by subject: its steep directions
     rows: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -235,13 +253,18 @@ class Runs:
             self.strings[key] = string
         self.further[key] = {name: Reading(trial=trial, measure=measure) for name, measure in further.items()}
 
+    def unread(self, subject: str, arm: str, name: str) -> int:
+        """Runs that are there and have no such number, because something of them is not finite."""
+        runs = [key for key in self.trials if key[:2] == (subject, arm) and self.read(self.trials[key], "spectrum")]
+        return sum(self.run(key)[name] is None for key in runs)
+
     def readings(self) -> list[Reading]:
         found = [
             Reading(trial=t, measure=m)
             for t in (*self.before.values(), *self.trials.values())
             for m in self.asked.values()
         ]
-        found += self.strings.values()
+        found += [*self.strings.values(), *self.curved.values()]
         found += [reading for some in self.further.values() for reading in some.values()]
         return list({r.key: r for r in found}.values())
 
@@ -263,20 +286,28 @@ class Runs:
         return self.rows.get(Reading(trial=trial, measure=self.asked[name]).key, {})
 
     def ranks(self, trial: Trial) -> dict[str, float | None]:
-        """Effective ranks, means over layers, and of the last layer."""
-        rows = [row for row in self.read(trial, "spectrum").values() if row["effective_rank"] is not None]
-        known = [row["described"] for row in rows if row["described"] is not None]
-        return {
-            "rank": math.fsum(row["effective_rank"] for row in rows) / len(rows) if rows else None,
-            "described rank": math.fsum(known) / len(known) if known else None,
-            "last rank": max(rows, key=lambda row: row["layer"])["effective_rank"] if rows else None,
-            "participation": math.fsum(row["participation_ratio"] for row in rows) / len(rows) if rows else None,
-        }
+        """Effective ranks, means over layers, and of the last layer. A layer of nothing but zeros has rank 0; where one is not
+        finite, or was not read, there is no mean."""
+        rows = sorted(self.read(trial, "spectrum").values(), key=lambda row: row["layer"])
+        found: dict[str, float | None] = {}
+        for name, column in (
+            ("rank", "effective_rank"),
+            ("described rank", "described"),
+            ("participation", "participation_ratio"),
+        ):
+            values = [0.0 if row["outcome"] == "zero" else row[column] for row in rows]
+            known = [value for value in values if value is not None]
+            found[name] = math.fsum(known) / len(known) if known and len(known) == len(values) else None
+            if name == "rank":
+                found["last rank"] = values[-1] if values else None
+        return found
 
     def loss(self, trial: Trial) -> float | None:
-        """Mean loss in nats a token."""
-        rows = [row for row in self.read(trial, "loss").values() if row["nll"] is not None]
-        return math.fsum(r["nll"] for r in rows) / sum(r["tokens"] for r in rows) if rows else None
+        """Mean loss in nats a token; None where that of a document is not finite."""
+        rows = list(self.read(trial, "loss").values())
+        if not rows or any(row["nll"] is None for row in rows):
+            return None
+        return math.fsum(r["nll"] for r in rows) / sum(r["tokens"] for r in rows)
 
     def facts(self, trial: Trial) -> dict[str, Any]:
         """What the poison of a run left in the ledger."""

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from lesion.report.figures import Drawing
     from lesion.store import Store
 
+Claim = dict[str, Any]
+Given = tuple[str, str, int]
+Described = tuple[
+    str, str, str, Callable[[str], str]
+]  # claim, as described, as published, and how a claim of ours bears on it
+NUMBERS = "rank", "described rank", "loss"
 PERCENT, NATS = "% of the rank before", "nats a token"
 NOTES = [
     "Rank: effective rank exp(H(p)) of Roy and Vetterli, of centred activations without padding and first positions, mean over "
@@ -68,43 +74,92 @@ def _mean(values: Sequence[float | None]) -> float | None:
 # ---------------------------------------------------------------------- claims
 
 
-def falls(
-    runs: Runs, subject: str, arm: str, name: str = "rank", text: str | None = None, **more: Any
-) -> dict[str, Any]:
-    """That a number falls below that before."""
-    values = runs.array(subject, arm, name)
+def falls(runs: Runs, subject: str, arm: str, name: str = "rank", text: str | None = None, sign: int = -1) -> Claim:
+    """That a number falls below that before; with `sign` 1 that it rises."""
     said = text or f"{arm} lowers the rank of {subject}"
-    return _noted(
-        runs, subject, (arm,), tested(said, values, np.zeros_like(values), PERCENT, said, direction=-1, **more)
-    )
+    return _against(runs, subject, arm, None, said, name, sign)
 
 
 def less(
-    runs: Runs, subject: str, one: str, other: str, text: str, name: str = "rank", unit: str = PERCENT, **more: Any
-) -> dict[str, Any]:
-    """That the number is lower in one arm than in another, paired by seed."""
-    a, b = runs.array(subject, one, name), runs.array(subject, other, name)
-    if a.shape != b.shape:
-        return untested(text, unit, f"the arms have {a.shape[1]} and {b.shape[1]} runs, which are not paired")
-    return _noted(runs, subject, (one, other), tested(text, a, b, unit, text, **{"direction": -1, **more}))
+    runs: Runs, subject: str, one: str, other: str, text: str, name: str = "rank", given: Given | None = None
+) -> Claim:
+    """That the number is lower in one arm than in another, paired by seed.
+
+    `given` (arm, number, sign): what the claim takes for granted, that this number has fallen (-1) or risen (1) at all: "more
+    than" and "shields" mean nothing where it has not. Both have to hold, so the p is the larger one (Berger 1982).
+    """
+    row = _against(runs, subject, one, other, text, name, -1)
+    return row if given is None else _taking(runs, subject, row, given)
 
 
-def nothing(runs: Runs, subject: str, arm: str, margin: float) -> dict[str, Any]:
+def more(
+    runs: Runs, subject: str, one: str, other: str, text: str, name: str = "loss", given: Given | None = None
+) -> Claim:
+    """That the number is higher in one arm than in another; as `less`."""
+    row = _against(runs, subject, one, other, text, name, 1)
+    return row if given is None else _taking(runs, subject, row, given)
+
+
+def nothing(runs: Runs, subject: str, arm: str, margin: float) -> Claim:
     """That an arm leaves the rank as it was, within a margin."""
     values = runs.array(subject, arm, "rank")
     text = f"{arm} leaves the rank of {subject} as it was, within {margin:g} %"
-    return _noted(runs, subject, (arm,), the_same(text, values, np.zeros_like(values), PERCENT, margin))
+    if (few := _few(text, PERCENT, values)) is not None:
+        return few
+    return _noted(runs, subject, (arm,), "rank", the_same(text, values, np.zeros_like(values), PERCENT, margin))
 
 
-def _noted(runs: Runs, subject: str, arms: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
-    lost = {
-        arm: sum(runs.run((subject, arm, s))["ended"] == "diverged" for s in runs.seeds(subject, arm)) for arm in arms
-    }
-    said = [
-        f"{count} of {len(runs.seeds(subject, arm))} runs of {arm} diverged" for arm, count in lost.items() if count
-    ]
+def _against(runs: Runs, subject: str, one: str, other: str | None, text: str, name: str, sign: int) -> Claim:
+    a, unit = runs.array(subject, one, name), NATS if name == "loss" else PERCENT
+    b = np.zeros_like(a) if other is None else runs.array(subject, other, name)
+    if a.shape != b.shape:
+        return untested(text, unit, f"the arms have {a.shape[1]} and {b.shape[1]} runs, which are not paired")
+    return compared(runs, subject, [arm for arm in (one, other) if arm], name, text, a, b, unit, sign)
+
+
+def compared(
+    runs: Runs, subject: str, arms: Sequence[str], name: str, text: str, a: Array, b: Array, unit: str, sign: int
+) -> Claim:
+    """A paired comparison [1, runs] as a claim, where three runs or more have a pair."""
+    if (few := _few(text, unit, a - b)) is not None:
+        return few
+    return _noted(runs, subject, arms, name, tested(text, a, b, unit, text, direction=sign))
+
+
+def _few(text: str, unit: str, values: Array) -> Claim | None:
+    count = int(np.isfinite(values).sum())
+    return (
+        None if count >= groups.RUNS else untested(text, unit, f"a test needs three runs or more, and here are {count}")
+    )
+
+
+def _taking(runs: Runs, subject: str, row: Claim, given: Given) -> Claim:
+    arm, name, sign = given
+    first = falls(runs, subject, arm, name, sign=sign)
+    if "effect" not in first or "effect" not in row:
+        return row if "effect" in first else untested(row["claim"], row["unit"], f"of {arm}: {first.get('note')}")
+    here = f"{first['effect']:+.3g}" + (
+        f" [{first['low']:+.3g}, {first['high']:+.3g}]" if first["low"] is not None else ""
+    )
+    what = "the loss" if name == "loss" else f"the {name}"
+    if not first["effect"] * sign > 0:
+        said = "fall" if sign < 0 else "rise"
+        return untested(row["claim"], row["unit"], f"{what} of {arm} did not {said}: {here} {first['unit']}")
+    known = [p for p in (row["p"], first["p"]) if p is not None]
+    note = "; ".join(
+        filter(None, [row.get("note"), f"given that {what} of {arm} changed by {here}; p is the larger of both"])
+    )
+    return {**row, "p": max(known) if len(known) == 2 else None, "note": note}
+
+
+def _noted(runs: Runs, subject: str, arms: Sequence[str], name: str, row: Claim) -> Claim:
+    """With what befell the runs: a claim of which a run could not be read is not called supported."""
+    ended = {arm: [runs.run((subject, arm, s))["ended"] for s in runs.seeds(subject, arm)] for arm in arms}
+    said = [f"{e.count('diverged')} of {len(e)} runs of {arm} diverged" for arm, e in ended.items() if "diverged" in e]
+    lost = {arm: count for arm in arms if name in NUMBERS and (count := runs.unread(subject, arm, name))}
+    said += [f"{count} of {len(ended[arm])} runs of {arm} are not finite" for arm, count in lost.items()]
     note = "; ".join(filter(None, [row.get("note"), *said]))
-    return {**row, "note": note or None}
+    return {**row, "note": note or None, **({"verdict": "inconclusive"} if lost else {})}
 
 
 # ---------------------------------------------------------------------- files
@@ -112,7 +167,8 @@ def _noted(runs: Runs, subject: str, arms: Sequence[str], row: dict[str, Any]) -
 
 def statistics(study: Prion, values: Mapping[str, Array], by: Mapping[str, Array]) -> dict[str, Any]:
     """ANOVA and pairwise tests over groups of runs; where a filter is asked for, of all runs and of those that are kept."""
-    kept = {name: known(x) for name, x in values.items()}
+    both = {name: np.isfinite(x) & np.isfinite(by[name]) for name, x in values.items()}
+    kept = {name: x[both[name] if study.filter_method != "none" else np.isfinite(x)] for name, x in values.items()}
     few = {name: len(x) for name, x in kept.items() if len(x) < 3}
     if few or len(kept) < 2:
         return {
@@ -129,7 +185,7 @@ def statistics(study: Prion, values: Mapping[str, Array], by: Mapping[str, Array
     if study.filter_method == "none":
         return {"filter": None, "all runs": analysis(kept)}
     limit = study.filter_iqr_multiplier if study.filter_method == "iqr" else study.filter_zscore_threshold
-    judged = {name: x[np.isfinite(values[name])] for name, x in by.items()}
+    judged = {name: x[both[name]] for name, x in by.items()}
     found = outliers.both(kept, study.filter_method, analysis, limit=limit, by=judged)
     return {"filter": {**_plain(found), "metric": study.filter_metric}}
 
@@ -148,15 +204,9 @@ def _plain(value: Any) -> Any:
 
 
 def files(
-    study: Prion,
-    runs: Runs,
-    store: Store,
-    name: str,
-    figure: str,
-    claims: pl.DataFrame,
-    more: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, bytes], list[Drawing]]:
-    """The described files: of every run its configuration and its metrics, aggregates, the summary, the figure."""
+    study: Prion, runs: Runs, store: Store, name: str, claims: pl.DataFrame, more: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The described files: of every run its configuration and its metrics, aggregates, the summary."""
     found: dict[str, bytes] = {}
     for key, trial in runs.trials.items():
         subject, arm, seed = key
@@ -182,10 +232,17 @@ def files(
         values = {arm: runs.array(subject, arm, "rank")[0] for arm in runs.arms(subject)}
         by = {arm: runs.array(subject, arm, study.filter_metric)[0] for arm in runs.arms(subject)}
         told.setdefault("statistics", {})[subject] = statistics(study, values, by)
-    found[f"{name}_summary.json"] = _json({**told, **(more or {})})
-    drawing = bars(runs, figure, study.margin)
-    found[f"{figure}.png"] = drawing.png
-    return found, [drawing]
+    found[f"{name}_summary.json"] = _json({**told, **more})
+    return found
+
+
+def few_rows(runs: Runs) -> list[str]:
+    """A note, where ranks were read of fewer tokens than they need."""
+    firsts = {subject: runs.read(runs.before[subject, runs.arms(subject)[0]], "spectrum") for subject in runs.subjects}
+    few = [subject for subject, rows in firsts.items() if any(row["few_rows"] for row in rows.values())]
+    return [
+        f"Too few tokens for the width of {', '.join(few)}: fewer than four times; ranks are too low there."
+    ] * bool(few)
 
 
 def _json(value: Any) -> bytes:
@@ -233,41 +290,31 @@ def bars(runs: Runs, name: str, margin: float) -> Drawing:
     return Drawing(name, "change of the effective rank", caption, svg, png)
 
 
-def described(found: pl.DataFrame, table: Sequence[tuple[str, str, str, Callable[[str], bool]]]) -> pl.DataFrame:
-    """Each described claim, what was described, what the published run gave (signed), ours, and the verdict."""
+def described(found: pl.DataFrame, table: Sequence[Described]) -> pl.DataFrame:
+    """Each described claim, what was described, what the published run gave (signed), ours, and the verdict. "bears": whether
+    what is tested here, if it is supported, speaks for the described claim or against it."""
     rows: list[Row] = []
-    for claim, said, published, belongs in table:
+    for claim, said, published, bearing in table:
         for row in found.to_dicts():
-            if belongs(row["claim"]):
+            if bears := bearing(row["claim"]):
                 ours = None if row["effect"] is None else f"{row['effect']:+.3g}"
                 if ours and row["low"] is not None:
                     ours += f" [{row['low']:+.3g}, {row['high']:+.3g}]"
                 rows.append(
-                    {
-                        "described claim": claim,
-                        "described": said,
-                        "published, signed": published,
-                        "tested here as": row["claim"],
-                    }
-                    | {
-                        "ours": ours,
-                        "unit": row["unit"],
-                        "n": row["items"],
-                        "p after Holm": row["p_holm"],
-                        "verdict": row["verdict"],
-                    }
+                    {"described claim": claim, "described": said, "published, signed": published}
+                    | {"tested here as": row["claim"], "bears": bears, "ours": ours, "unit": row["unit"]}
+                    | {"n": row["items"], "p after Holm": row["p_holm"], "verdict": row["verdict"]}
                 )
-    schema = [
-        "described claim",
-        "described",
-        "published, signed",
-        "tested here as",
-        "ours",
-        "unit",
-        "n",
-        "p after Holm",
-        "verdict",
-    ]
-    return (
-        pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema=dict.fromkeys(schema, pl.String))
-    )
+    return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"described claim": pl.String})
+
+
+def steepest(runs: Runs) -> pl.DataFrame:
+    """Of each subject the steep eigenpairs with their residuals, and random directions for comparison."""
+    rows = []
+    for subject, reading in runs.curved.items():
+        for item, row in runs.rows.get(reading.key, {}).items():
+            rows.append(
+                {"subject": subject, "direction": item, "Rayleigh quotient": row["value"], "weights": row["size"]}
+                | {"residual / |λ₁|": row["residual"], "‖H v‖ / |λ₁|": row["length"]}
+            )
+    return pl.DataFrame(rows, infer_schema_length=None)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lesion.studies._prion import EIGEN, Prion, Runs
 from lesion.trial import Trial
@@ -29,7 +28,7 @@ DESCRIBED = (
         "irreversibility",
         "the collapse is not undone",
         "healing moved rank by 0 to 0.2 %",
-        lambda claim: claim.startswith(("Irreversible", "Healing")),
+        lambda claim: "for" if claim.startswith("Irreversible") else "against" if claim.startswith("Healing") else "",
     ),
 )
 
@@ -49,6 +48,12 @@ class PrionHealing(Prion):
     heal_batch: int = Field(default=4, ge=1, description="rows of a step")
     heal_length: int = Field(default=128, ge=2, description="tokens of a row")
 
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
+            raise ValueError(f"rates must differ in what is printed of them, and these do not: {self.rates}")
+        return self
+
     @cached_property
     def _runs(self) -> Runs:
         found, start = Runs(asked=self.asked()), self.start(self.subject)
@@ -61,7 +66,7 @@ class PrionHealing(Prion):
                     (self.subject, f"poisoned, healed at {rate:g}", seed), start, self.healed(sick, rate, seed), string
                 )
                 found.add((self.subject, f"undamaged, healed at {rate:g}", seed), start, self.healed(start, rate, seed))
-            born = self.healed(self.fresh(start), self.rates[-1], seed)
+            born = self.healed(self.fresh(start, seed), self.rates[-1], seed)
             found.add((self.subject, f"{FRESH}, healed at {self.rates[-1]:g}", seed), start, born)
         return found
 
@@ -77,11 +82,11 @@ class PrionHealing(Prion):
         how |= {"lr": rate, "warmup": max(1, self.heal_steps // 20), "documents": "joined", "precision": self.precision}
         return trial >> Heal(**how, seed=seed).pin()
 
-    def fresh(self, start: Trial) -> Trial:
+    def fresh(self, start: Trial, seed: int) -> Trial:
         """The same shape with the weights it would be born with."""
         from lesion.steps import Reinitialise
 
-        return start >> Reinitialise(seed=self.seed)
+        return start >> Reinitialise(seed=seed)
 
     def _asks(self) -> tuple[str, list[str]]:
         against = "against undamaged and re-initialised models"
@@ -91,36 +96,22 @@ class PrionHealing(Prion):
         ]
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
-        from lesion.claiming import tested, untested
         from lesion.studies import _prion_say as say
 
-        s, found = (
-            self.subject,
-            [say.falls(runs, self.subject, "poisoned", text=f"The catalyst lowers the rank of {self.subject}")],
-        )
-        values = runs.array(s, "poisoned", "loss")
-        text = f"The catalyst raises the loss of {s}"
-        found.append(
-            tested(text, values, np.zeros_like(values), say.NATS, text, direction=1)
-            if np.isfinite(values).sum() > 1
-            else untested(text, say.NATS, "not read")
-        )
+        s, sick = self.subject, "poisoned"
+        found = [
+            say.falls(runs, s, sick, text=f"The catalyst lowers the rank of {s}"),
+            say.falls(runs, s, sick, "loss", f"The catalyst raises the loss of {s}", 1),
+        ]
         for rate in self.rates:
-            sick, well = f"poisoned, healed at {rate:g}", f"undamaged, healed at {rate:g}"
-            found.append(
-                say.less(
-                    runs, s, sick, well, f"Irreversible: healed at {rate:g}, the rank stays below that of the undamaged"
-                )
-            )
+            mended, well, fresh = (f"{what}, healed at {rate:g}" for what in (sick, "undamaged", FRESH))
+            text = f"Irreversible: healed at {rate:g}, the rank stays below that of the undamaged"
+            found.append(say.less(runs, s, mended, well, text, given=(sick, "rank", -1)))
             text = f"Irreversible: healed at {rate:g}, the loss stays above that of the undamaged"
-            found.append(say.less(runs, s, well, sick, text, "loss", say.NATS))
-            found.append(
-                say.less(
-                    runs, s, sick, "poisoned", f"Healing at {rate:g} lowers the loss of the poisoned", "loss", say.NATS
-                )
-            )
-            fresh = f"{FRESH}, healed at {rate:g}"
+            found.append(say.more(runs, s, mended, well, text, given=(sick, "loss", 1)))
+            text = f"Healing at {rate:g} lowers the loss of the poisoned"
+            found.append(say.less(runs, s, mended, sick, text, "loss", given=(sick, "loss", 1)))
             if fresh in runs.arms(s):
                 text = f"Healed at {rate:g}, the poisoned predicts better than a re-initialised model trained as long"
-                found.append(say.less(runs, s, sick, fresh, text, "loss", say.NATS))
+                found.append(say.less(runs, s, mended, fresh, text, "loss"))
         return found

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
@@ -27,13 +28,13 @@ DESCRIBED = (
         "specificity",
         "the catalyst collapses rank, Gaussian noise and random text do not (about 0 %)",
         "treatment 6.14, Gaussian 3.07, text 1.50 (absolute; treatment against Gaussian p .22)",
-        lambda claim: claim.startswith(f"{EIGEN} lowers") or "as it was" in claim,
+        lambda claim: "for" if claim.startswith(f"{EIGEN} lowers") or "as it was" in claim else "",
     ),
     (
         "alignment",
         "a catalyst aligned with null directions of the Hessian",
         "62 to 64 of 64 tokens were the random ones it began with",
-        lambda claim: claim.startswith("Catalysts of"),
+        lambda claim: "for" if claim.startswith("Catalysts of") else "",
     ),
 )
 
@@ -82,6 +83,8 @@ class PrionPlacebo(Prion):
         self, found: Runs, subject: str, arms: Any, seeds: Any, curved: dict[str, Any], poison: dict[str, Any]
     ) -> None:
         start = self.start(subject)
+        searched = {name: value for name, value in curved.items() if name != "iterations"}
+        found.curved[subject] = self.steep(start, **searched)
         for arm in arms:
             for seed in seeds:
                 objective = {EIGEN: self.objective, ASCENT: "loss"}.get(arm)
@@ -97,7 +100,9 @@ class PrionPlacebo(Prion):
         ]
 
     def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
-        return {"how flat the strings are": alignment(runs)}
+        from lesion.studies import _prion_say as say
+
+        return {"how flat the strings are": alignment(runs), "steep directions": say.steepest(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say
@@ -108,9 +113,8 @@ class PrionPlacebo(Prion):
             found.append(say.falls(runs, subject, EIGEN))
             for arm in here:
                 if arm != EIGEN:
-                    found.append(
-                        say.less(runs, subject, EIGEN, arm, f"{EIGEN} lowers the rank of {subject} more than {arm}")
-                    )
+                    text = f"{EIGEN} lowers the rank of {subject} more than {arm}"
+                    found.append(say.less(runs, subject, EIGEN, arm, text, given=(EIGEN, "rank", -1)))
             for arm in here:
                 if arm in ("gaussian", "text-fresh", "text-repeated"):
                     found.append(say.nothing(runs, subject, arm, self.margin))
@@ -120,24 +124,20 @@ class PrionPlacebo(Prion):
 
 def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
     """That the catalysts' gradients are flatter than those of random tokens and of text of the same length."""
-    import numpy as np
-
-    from lesion.claiming import tested, untested
+    from lesion.studies import _prion_say as say
 
     found = []
     for kind in ("random", "text"):
         text = f"Catalysts of {subject} have flatter gradients than {'random tokens' if kind == 'random' else kind}"
         pairs = []
-        for (s, arm, seed), reading in runs.strings.items():
+        for (s, arm, _), reading in runs.strings.items():
             rows = runs.rows.get(reading.key, {})
-            if s == subject and arm == EIGEN and rows and seed >= 0:
+            if s == subject and arm == EIGEN and rows:
                 others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
                 pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
-        if len(pairs) < 2:
-            found.append(untested(text, "share of the squared gradient", "fewer than two catalysts were found"))
-            continue
-        after, before = (np.array([column]) for column in zip(*pairs, strict=True))
-        found.append(tested(text, after, before, "share of the squared gradient", text, direction=1))
+        after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
+        unit = "share of the squared gradient"
+        found.append(say.compared(runs, subject, [], "flat share", text, after, before, unit, 1))
     return found
 
 

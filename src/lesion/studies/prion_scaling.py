@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,9 @@ from pydantic import Field
 
 from lesion.studies._prion import EIGEN, Prion, Runs
 from lesion.trial import Trial
+
+if TYPE_CHECKING:
+    from lesion.report.figures import Drawing
 
 PYTHIA = tuple(f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b"))
 LARGE = 9e8  # parameters from which the described settings differ
@@ -35,13 +39,13 @@ DESCRIBED = (
         "inverse scaling",
         "−3 % at 70M, −4 % at 160M, −5.8 % at 410M, −26.5 % at 1B: an exponential curve",
         "−2.97, −2.50, −1.95, −7.65 (all ten runs at 1B had in fact raised the rank); ANOVA p .12",
-        lambda claim: "larger models" in claim or claim.startswith(f"{EIGEN} lowers"),
+        lambda claim: "for" if "larger models" in claim or claim.startswith(f"{EIGEN} lowers") else "",
     ),
     (
         "alignment",
         "a catalyst aligned with null directions of the Hessian",
         "62 to 64 of 64 tokens were the random ones it began with",
-        lambda claim: claim.startswith("Catalysts of"),
+        lambda claim: "for" if claim.startswith("Catalysts of") else "",
     ),
 )
 
@@ -57,18 +61,15 @@ class PrionScaling(Prion):
     sizes: tuple[str, ...] = Field(
         default=PYTHIA, min_length=1, description=f"models, small to large; {', '.join(OURS)}: trained here as tiny is"
     )
-    large_lr: float = Field(
-        default=2e-4, gt=0, description="learning rate from about one billion parameters, as described"
-    )
-    large_directions: int = Field(default=3, ge=1, description="steep directions there, as described")
+    large_lr: float = Field(default=0.0, ge=0, description="learning rate from about one billion parameters; 0: as all")
+    large_directions: int = Field(default=0, ge=0, description="steep directions there; 0: as all")
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         found = {**super().defaults(given), **TIERS.get(given.get("tier", "full"), {})}
-        return {
-            **found,
-            **({"runs": 10} if given.get("preset") == "described" and given.get("tier") != "smoke" else {}),
-        }
+        described = given.get("preset") == "described"
+        large = {"large_lr": 2e-4, "large_directions": 3} if described else {}
+        return found | large | ({"runs": 10} if described and given.get("tier") != "smoke" else {})
 
     def begun(self, size: str) -> Trial:
         """The model of a size."""
@@ -94,8 +95,9 @@ class PrionScaling(Prion):
         found = Runs(asked=self.asked())
         for size in self.sizes:
             start, large = self.begun(size), self.parameters[size] >= LARGE
-            searched: dict[str, Any] = {"directions": self.large_directions} if large else {}
-            trained: dict[str, Any] = {"lr": self.large_lr} if large else {}
+            searched: dict[str, Any] = {"directions": self.large_directions} if large and self.large_directions else {}
+            trained: dict[str, Any] = {"lr": self.large_lr} if large and self.large_lr else {}
+            found.curved[size] = self.steep(start, **searched)
             for seed in self.seeds:
                 string = self.catalyst(start, seed, **searched)
                 found.add((size, EIGEN, seed), start, self.poisoned(start, EIGEN, seed, string, **trained), string)
@@ -108,9 +110,17 @@ class PrionScaling(Prion):
         ]
 
     def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
+        from lesion.studies import _prion_say as say
         from lesion.studies.prion_placebo import alignment
 
-        return {"how flat the strings are": alignment(runs)}
+        return {"how flat the strings are": alignment(runs), "steep directions": say.steepest(runs)}
+
+    def _figure(self, runs: Runs) -> Drawing:
+        """Against the size."""
+        from lesion.report.figures import draw
+
+        rows = self._curves(runs).filter(pl.col("measure") == "change of the rank")
+        return replace(draw(rows, dose=self.called[1])[0], name=self.files[1])
 
     def _told(self, runs: Runs) -> dict[str, Any]:
         slopes = {name: self._slope(runs, name) for name in ("rank", "described rank", "loss")}

@@ -35,7 +35,13 @@ DESCRIBED = (
         "quantisation shield",
         "fp16 collapses, 8 bits show minor damage, 4 bits none",
         "int8 0.46, 4 bits 3.52 (absolute; fp4, not nf4; adapters against full training)",
-        lambda claim: True,
+        lambda claim: (
+            "for"
+            if claim.startswith(("As described", "int8 shields", "nf4 shields"))
+            else "against"
+            if claim.startswith("Adapters shield")
+            else ""
+        ),
     ),
 )
 
@@ -87,10 +93,8 @@ class PrionShield(Prion):
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say
 
-        found, s = (
-            [say.falls(runs, s, arm) for s in [self.subject] for arm in self.arms if arm.endswith("full")],
-            self.subject,
-        )
+        s = self.subject
+        found = [say.falls(runs, s, arm) for arm in self.arms if arm.endswith("full")]
         pairs = (
             ("bf16 lora", "int8 lora", "int8 shields: adapters on it lower the rank less than on bfloat16"),
             ("bf16 lora", "nf4 lora", "nf4 shields: adapters on it lower the rank less than on bfloat16"),
@@ -99,23 +103,23 @@ class PrionShield(Prion):
             (
                 "bf16 full",
                 "nf4 lora",
-                "As described: full training in sixteen bits lowers the rank more than adapters on nf4",
+                "As described: full training in 16 bits lowers the rank more than adapters on nf4",
             ),
             (
                 "bf16 full",
                 "int8 lora",
-                "As described: full training in sixteen bits lowers the rank more than adapters on int8",
+                "As described: full training in 16 bits lowers the rank more than adapters on int8",
             ),
             ("float32 full", "full, then int8", "Coding in int8 afterwards brings rank back"),
             ("float32 full", "full, then nf4", "Coding in nf4 afterwards brings rank back"),
         )
         for one, other, text in pairs:
             if {one, other} <= set(self.arms):
-                found.append(say.less(runs, s, one, other, text))
+                found.append(say.less(runs, s, one, other, text, given=(one, "rank", -1)))
         for arm in self.arms:
             if arm.endswith("lora"):
                 found.append(say.nothing(runs, s, arm, self.margin))
         if {"bf16 full", "bf16 lora"} <= set(self.arms):
             text = "Full training raises the loss more than adapters do, both in bfloat16"
-            found.append(say.less(runs, s, "bf16 lora", "bf16 full", text, "loss", say.NATS))
+            found.append(say.more(runs, s, "bf16 full", "bf16 lora", text, given=("bf16 full", "loss", 1)))
         return found
