@@ -13,6 +13,7 @@ from typing import Any
 
 from lesion.digest import named_tensors
 from lesion.loss import CHUNK_BYTES
+from lesion.steepness import OfCurvature
 from lesion.store import Store
 from lesion.trial import Reading, Specimen, Step, Subject, Trial
 
@@ -42,10 +43,11 @@ class Memory:
     undo: int
     work: int
     beside: int  # a second model, to compare with
+    curved: int = 0  # basis vectors and graphs of second derivatives
 
     @property
     def total(self) -> int:
-        return PROCESS_BYTES + self.weights + self.packed + self.undo + self.work + self.beside
+        return PROCESS_BYTES + self.weights + self.packed + self.undo + self.work + self.beside + self.curved
 
 
 def sizes_of(readings: Sequence[Reading]) -> Sizes:
@@ -140,10 +142,25 @@ def memory(readings: Sequence[Reading], device: str = "cpu") -> Memory:
         undo = max(sum(touched.get(_sign(step), 0) for step in r.trial.steps) for r in here)
         work = 2 * FORWARD_TOKENS * int(outline.config.get_text_config().vocab_size) * 4
         second = any(isinstance(quote, Trial) for r in here for quote in r.measure.quotes())
+        curved = max((curvature(outline, r.measure) for r in here if isinstance(r.measure, OfCurvature)), default=0)
         found.append(
-            Memory(weights, weights if device == "cpu" else 0, undo, work, weights + 2 * work if second else 0)
+            Memory(weights, weights if device == "cpu" else 0, undo, work, weights + 2 * work if second else 0, curved)
         )
     return max(found, key=lambda memory: memory.total)
+
+
+def curvature(outline: Any, measure: OfCurvature) -> int:
+    """Bytes of finding steep directions: the basis of Lanczos and the vectors that stay, and where graphs are kept, those of
+    the gradient: about three times what a forward keeps, and the logits four times."""
+    from lesion.curvature import chosen
+    from lesion.lanczos import width_of
+
+    size = sum(p.numel() for p in chosen(outline, measure.site).values())
+    vectors = width_of(measure.directions, size) + 1 + measure.directions
+    config, rows = outline.config.get_text_config(), measure.rows or measure.documents
+    tokens = (measure.documents if measure.keep else rows) * measure.tokens
+    layer = int(config.num_hidden_layers) * KEEPS * int(config.hidden_size)
+    return 4 * (vectors * size + tokens * (3 * layer + 4 * int(config.vocab_size)))
 
 
 def subjects_of(readings: Sequence[Reading]) -> list[Subject]:

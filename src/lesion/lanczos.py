@@ -110,7 +110,7 @@ def top(
     size = len(start)
     if not 1 <= k <= size:
         raise ValueError(f"{k} eigenpairs were asked for, of an operator of {size} numbers")
-    width = min(size, max(width or max(2 * k, 20), k + 2))
+    width = width_of(k, size, width)
     basis, on_disk = room(width + 1, size, start, budget, folder)
     small = torch.zeros(width, width, dtype=torch.float64)
     basis[0] = start / start.norm()
@@ -152,6 +152,11 @@ def top(
     _turn(basis, turn[:, :found], j)
     vectors = basis[:found] if on_disk else basis[:found].clone()  # the rest of the basis can go
     return Pairs(values[:found], vectors, residuals[:found], products, on_disk)
+
+
+def width_of(k: int, size: int, width: int = 0) -> int:
+    """Vectors that are held for k eigenpairs of an operator on [size]."""
+    return min(size, max(width or max(2 * k, 20), k + 2))
 
 
 def _converged(small: torch.Tensor, norm: float, k: int, tolerance: float) -> bool:

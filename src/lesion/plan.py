@@ -38,6 +38,7 @@ def plan(readings: Sequence[Reading], store: Store, force: bool = False) -> dict
         f"about {size_of(needed.total)}: weights {size_of(needed.weights)}, packed again {size_of(needed.packed)}, "
         f"undo {size_of(needed.undo)}, at work {size_of(needed.work)}"
         + (f", a healthy model to compare with {size_of(needed.beside)}" if needed.beside else "")
+        + (f", steep directions {size_of(needed.curved)}" if needed.curved else "")
     )
     kept = kept_of(missing, store)
     if runs := [made for made in kept.values() if isinstance(made[1], Training)]:
