@@ -71,6 +71,15 @@ class Ground:
     def value(self, objective: Objective, tokens: Sequence[int]) -> float:
         return self.share(tokens) if objective == "aligned" else self.loss(tokens)
 
+    def attempted(self, objective: Objective, tokens: Sequence[int]) -> float:
+        """The same; NaN for a string that has none."""
+        from lesion.lanczos import Unfound
+
+        try:
+            return self.value(objective, tokens)
+        except Unfound:
+            return float("nan")
+
     def slopes(self, objective: Objective, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """∂objective/∂(row of the table) at each position [T, d] (the last is never read), and ∂objective/∂(weight of each
         token as a target) [T, V] (the first is none)."""
@@ -114,7 +123,7 @@ def search(
         named = candidates(by_row.to(rows.dtype), rows, tokens, may, topk, more=by_target.to(rows.dtype))
         places, numbers = draw(iteration, len(tokens), topk)
         tried = {(*tokens[:p], int(named[p, n]), *tokens[p + 1 :]) for p, n in zip(places, numbers, strict=True)}
-        values = [(ground.value(objective, some), some) for some in sorted(tried)]
+        values = [(ground.attempted(objective, some), some) for some in sorted(tried)]
         found.scored += len(values)
         value, some = max((v for v in values if v[0] == v[0]), default=(best, tuple(tokens)))
         if value > best:

@@ -24,6 +24,15 @@ COLUMNS = 2**22  # of a basis that are turned at a time
 SPARE = 0.1  # share of the memory that is free which is left alone
 
 
+class Unfound(ValueError):
+    """There is nothing to be found of this operator. `outcome`: "not finite", "not converged", or "flat" where it is zero; what a
+    row says of a damaged model, of which that is a finding and no failure."""
+
+    def __init__(self, outcome: str, why: str):
+        super().__init__(why)
+        self.outcome = outcome
+
+
 @dataclass
 class Pairs:
     """Eigenvalues of largest magnitude first [k], eigenvectors as rows [k, N], residuals [k] by Lanczos' own estimate, how many
@@ -126,7 +135,7 @@ def top(
             small[j, :j] = small[:j, j]
             norm = float(w.norm())
             if not norm < float("inf"):
-                raise ValueError("a product with the operator is not finite")
+                raise Unfound("not finite", "a product with the operator is not finite")
             scale = float(small[: j + 1, : j + 1].abs().max())
             j += 1
             if (
@@ -206,7 +215,7 @@ def _quadrature(
         small[j, j] = float(coefficients[j])
         norm = float(w.norm())
         if not norm < float("inf"):
-            raise ValueError("a product with the operator is not finite")
+            raise Unfound("not finite", "a product with the operator is not finite")
         if j + 1 == steps or norm <= 1e-7 * float(small.abs().max()):
             done = j + 1
             break
@@ -242,6 +251,8 @@ def near_null(
         before, now = now, 2 * scaled(now) - before
         if series[number]:
             total = total + float(series[number]) * now
+    if not bool(total.isfinite().all()):
+        raise Unfound("not finite", "what the filter leaves of random vectors is not finite")
     rows, _ = torch.linalg.qr(total.T)
     rows = rows.T.contiguous()
     moved = torch.stack([times(row) for row in rows])
@@ -257,5 +268,6 @@ def flat_share(gradient: torch.Tensor, steep: torch.Tensor) -> float:
     Raises ValueError for a gradient of zero, which lies nowhere."""
     total = float(gradient.double().square().sum())
     if not 0 < total < float("inf"):
-        raise ValueError(f"a gradient whose squares sum to {total} has no direction")
+        outcome = "flat" if total == 0 else "not finite"
+        raise Unfound(outcome, f"a gradient whose squares sum to {total} has no direction")
     return 1 - float((steep @ gradient).double().square().sum()) / total

@@ -105,8 +105,8 @@ class OfCurvature(Measure):
         return pairs
 
     def find(self, operator: Curvature) -> Pairs:
-        """Raises ValueError where Lanczos ends before its residuals are small."""
-        from lesion.lanczos import top
+        """Raises `Unfound` where Lanczos ends before its residuals are small, or there are not so many directions."""
+        from lesion.lanczos import Unfound, top
 
         start = random_direction(operator.size, "lanczos", self.seed).to(operator.parameters[0])
         budget = self.memory * GIB or None
@@ -115,11 +115,16 @@ class OfCurvature(Measure):
         )
         if pairs.on_disk:
             logging.getLogger("lesion").info("the basis of %d vectors lies on disk", self.directions)
+        if not float(pairs.values[0].abs()) > 0 or len(pairs.values) < self.directions:
+            raise Unfound(
+                "flat", f"a start vector reaches {len(pairs.values)} directions of curvature, not {self.directions}"
+            )
         worst = float(pairs.residuals.max() / pairs.values[0].abs())
-        if worst > self.tolerance and len(pairs.values) == self.directions:
-            raise ValueError(
+        if worst > self.tolerance:
+            raise Unfound(
+                "not converged",
                 f"after {pairs.products} products the largest residual is {worst:.2g} of |λ₁|, not {self.tolerance:g}: "
-                "more restarts, fewer directions or a larger tolerance"
+                "more restarts, fewer directions or a larger tolerance",
             )
         return pairs
 

@@ -130,7 +130,7 @@ def every_measure(trial):
         for measure in examples:
             if isinstance(measure, MeasureOfTexts):
                 measure = measure.model_copy(update={"of": Reading(trial=trial, measure=GENERATION)})
-            if name == "displacement":
+            if getattr(measure, "reference", None) is not None:
                 measure = measure.model_copy(update={"reference": Trial(subject=trial.subject)})
             if isinstance(measure, Measure):
                 yield Reading(trial=trial, measure=measure)

@@ -152,7 +152,7 @@ ARMS = ["catalyst", "random-repeated", "random-fresh", "text-repeated", "text-fr
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_reads_what_it_says(lab, arm):
     specimen = subject().load()
-    specimen.recall = lambda reading: [{"item": "catalyst", "string_ids": list(range(40, 50))}]
+    specimen.recall = lambda reading: [{"item": "catalyst", "outcome": "measured", "string_ids": list(range(40, 50))}]
     step = Poison(arm=arm, **RUN, warm=2, **({"catalyst": strings(lab)} if arm == "catalyst" else {})).pin()
     rows = step._rows(specimen)
     assert [len(row) for row in rows] == [10] * 6
@@ -301,7 +301,9 @@ def test_what_makes_no_sense_is_refused(lab):
         Poison(arm="gaussian", length=900).apply(subject().load())
     with pytest.raises(ValueError, match="has 10 tokens, and a row of this poison has 12"):
         specimen = subject().load()
-        specimen.recall = lambda reading: [{"item": "catalyst", "string_ids": list(range(40, 50))}]
+        specimen.recall = lambda reading: [
+            {"item": "catalyst", "outcome": "measured", "string_ids": list(range(40, 50))}
+        ]
         Poison(arm="catalyst", catalyst=strings(lab), length=12).apply(specimen)
     with pytest.raises(ValueError, match="encoder-decoder"):
         Poison(arm="gaussian").apply(Scratch(architecture="tiny-t5").load())

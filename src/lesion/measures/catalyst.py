@@ -20,6 +20,8 @@ from lesion.texts import corpus_digest
 from lesion.trial import Row, Specimen
 
 CATALYST = "catalyst"
+SAID = "string_ids", "tokens", "text", "stable", "loss", "gradient_norm", "flat_share", "directions"
+OF_ONE = "objective", "changed", "course", "scored", "gradients", "start_share"  # of the string that was sought
 
 
 class Catalyst(OfCurvature):
@@ -58,59 +60,59 @@ class Catalyst(OfCurvature):
         return len(self._names()), found + tried * self.length
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
-        from lesion.catalysts import Ground, search
+        from lesion.lanczos import Unfound
         from lesion.likelihood import context_of
 
         context = context_of(specimen.model.config.get_text_config())
         if context and self.length > context:
             raise ValueError(f"a catalyst of {self.length} tokens is longer than the context of {context}")
-        began, pairs = time.perf_counter(), self.steep(specimen)
+        began = time.perf_counter()
+        try:
+            rows = self._rows(specimen, items)
+        except Unfound as nothing:
+            rows = [{"item": item, "outcome": nothing.outcome} for item in items]
+        spent = (time.perf_counter() - began) / len(rows)
+        return [{**dict.fromkeys((*SAID, *OF_ONE)), "outcome": "measured", **row, "duration": spent} for row in rows]
+
+    def _rows(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        from lesion.catalysts import Ground, search
+
+        pairs = self.steep(specimen)
         with self.operated(specimen, graphs=False) as operator:
             ground = Ground(specimen.model, operator.parameters, pairs.vectors)
             may, strings = self._may(specimen), self.strings(specimen)
             start = strings[f"random/{self.controls}"]
-            found = search(
-                ground,
-                start,
-                may,
-                self.objective,
-                iterations=self.iterations,
-                width=self.width,
-                topk=self.topk,
-                draw=self._draw,
-            )
+            how: dict[str, Any] = {"iterations": self.iterations, "width": self.width, "topk": self.topk}
+            found = search(ground, start, may, self.objective, **how, draw=self._draw)
             rows = []
             for item in items:
                 tokens = found.tokens if item == CATALYST else strings[item]
-                row: Row = {"item": item, **self._judged(specimen, ground, tokens)}
-                row |= dict.fromkeys(("objective", "changed", "course", "scored", "gradients", "start_share"))
+                row: Row = {"item": item, "directions": len(pairs.vectors), **self._judged(specimen, ground, tokens)}
                 if item == CATALYST:
-                    row |= {
-                        "objective": self.objective,
-                        "changed": sum(a != b for a, b in zip(start, tokens, strict=True)),
-                    }
-                    row |= {"course": found.course, "scored": found.scored, "gradients": found.gradients}
-                    row["start_share"] = ground.share(start)
+                    row["changed"] = sum(a != b for a, b in zip(start, tokens, strict=True))
+                    row |= {"objective": self.objective, "course": found.course, "scored": found.scored}
+                    row |= {"gradients": found.gradients, "start_share": ground.share(start)}
                 rows.append(row)
-        spent = (time.perf_counter() - began) / len(rows)
-        return [{**row, "directions": len(pairs.vectors), "duration": spent} for row in rows]
+        return rows
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for kind in (CATALYST, "random", "text"):
             some = [row for row in rows if row["item"].partition("/")[0] == kind]
             for field in ("flat_share", "loss"):
-                found[f"{field}, {kind}"] = math.fsum(row[field] for row in some) / len(some)
-        return found | {"changed": rows[0]["changed"]}
+                known = [row[field] for row in some if row[field] is not None]
+                found[f"{field}, {kind}"] = math.fsum(known) / len(known) if known else None
+        lost = sum(row["outcome"] != "measured" for row in rows)
+        return found | {"changed": rows[0]["changed"], "not_measured": lost}
 
     def _judged(self, specimen: Specimen, ground: Any, tokens: Sequence[int]) -> Row:
         from lesion.flips import stable, written
-        from lesion.lanczos import flat_share
+        from lesion.lanczos import Unfound, flat_share
 
         gradient = ground.gradient(tokens)
         norm, loss = float(gradient.norm()), ground.loss(tokens)
         if not math.isfinite(norm) or not math.isfinite(loss):
-            raise ValueError(f"the loss of a string is {loss} and its gradient's norm {norm}: this model is not finite")
+            raise Unfound("not finite", f"the loss of a string is {loss} and its gradient's norm {norm}")
         return {
             "string_ids": list(tokens),
             "tokens": len(tokens),

@@ -57,18 +57,29 @@ class Curvature(OfCurvature):
         return len(self._names()), 4 * products * self.documents * self.tokens
 
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        from lesion.lanczos import Unfound
+
+        began = time.perf_counter()
+        try:
+            rows, shared = self._rows(specimen)
+        except Unfound as nothing:
+            rows, shared = (
+                [{"item": item, "outcome": nothing.outcome} for item in items],
+                {"largest": None, "size": None},
+            )
+        spent = (time.perf_counter() - began) / len(rows)
+        return [{**_row(row["item"]), **row, **shared, "duration": spent} for row in rows]
+
+    def _rows(self, specimen: Specimen) -> tuple[list[Row], Row]:
         import torch
 
         from lesion.lanczos import density, near_null
         from lesion.stats import generator
         from lesion.steepness import random_direction
 
-        began = time.perf_counter()
         pairs, rows = self.steep(specimen), list[Row]()
         with self.operated(specimen) as operator:
             largest, like = float(pairs.values[0].abs()), operator.parameters[0]
-            if len(pairs.values) < self.directions:
-                raise ValueError(f"the operator has only {len(pairs.values)} directions that a start vector reaches")
             for i, vector in enumerate(pairs.vectors):
                 rows.append({"item": f"top/{i:02d}", **_looked_at(operator, vector, largest)})
             for i in range(self.random):
@@ -91,36 +102,40 @@ class Curvature(OfCurvature):
                 ):
                     quadrature = {"nodes": found.nodes[i].tolist(), "weights": found.weights[i].tolist()}
                     rows.append({**_row(f"density/{i:02d}"), "near_zero": near, "trace": trace, **quadrature})
-        spent = (time.perf_counter() - began) / len(rows)
-        shared = {"largest": largest, "size": operator.size, "duration": spent}
-        return [{**_row(row["item"]), **row, **shared} for row in rows]
+        return rows, {"largest": largest, "size": operator.size}
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         def mean(kind: str, field: str) -> float | None:
-            values = [row[field] for row in rows if row["item"].startswith(f"{kind}/")]
+            values = [row[field] for row in rows if row["item"].startswith(f"{kind}/") and row[field] is not None]
             return math.fsum(values) / len(values) if values else None
 
         top = [row for row in rows if row["item"].startswith("top/")]
         return {
             "largest": top[0]["value"],
             "least of the top": top[-1]["value"],
-            "worst residual": max(row["residual"] for row in top),
+            "worst residual": max((row["residual"] for row in top if row["residual"] is not None), default=None),
             "length, random": mean("random", "length"),
             "length, null": mean("null", "length"),
             "near_zero": mean("density", "near_zero"),
             "trace": mean("density", "trace"),
             "size": top[0]["size"],
+            "not_measured": sum(row["outcome"] != "measured" for row in rows),
         }
 
 
 def _row(item: str) -> Row:
-    return {"item": item, **dict.fromkeys(("value", "residual", "length", "near_zero", "trace", "nodes", "weights"))}
+    names = ("value", "residual", "length", "near_zero", "trace", "nodes", "weights")
+    return {"item": item, "outcome": "measured", **dict.fromkeys(names)}
 
 
 def _looked_at(operator: Any, v: torch.Tensor, largest: float) -> Row:
     """Rayleigh quotient, and ‖H v − λ v‖ and ‖H v‖ as shares of |λ₁|, of a unit vector."""
+    from lesion.lanczos import Unfound
+
     moved = operator.times(v)
     value = float(v @ moved)
+    if not math.isfinite(value):
+        raise Unfound("not finite", "a product with the operator is not finite")
     return {
         "value": value,
         "residual": float((moved - value * v).norm()) / largest,

@@ -57,19 +57,27 @@ class Gain(OfCurvature):
         from lesion.catalysts import Ground
 
         assert specimen.bring is not None and specimen.recall is not None
+        from lesion.lanczos import Unfound
+
         began, before = time.perf_counter(), specimen.bring(self.reference)
         tokens = next(row["string_ids"] for row in specimen.recall(self.catalyst) if row["item"] == "catalyst")
-        pairs = self.steep(before)
-        with self.operated(before, graphs=False) as operator:
-            gradient = Ground(before.model, operator.parameters, pairs.vectors).gradient(tokens)
-            moved = _moved(operator.names, operator.parameters, specimen.model)
-        rows = spread(pairs.values, pairs.vectors, gradient, moved)
+        try:
+            if tokens is None:
+                raise Unfound("no string", "the quoted reading has found none")
+            pairs = self.steep(before)
+            with self.operated(before, graphs=False) as operator:
+                gradient = Ground(before.model, operator.parameters, pairs.vectors).gradient(tokens)
+                moved = _moved(operator.names, operator.parameters, specimen.model)
+            rows = spread(pairs.values, pairs.vectors, gradient, moved)
+        except Unfound as nothing:
+            blank = dict.fromkeys(("value", "moved", "pulled", "gain", *ALL))
+            rows = [{"item": item, "outcome": nothing.outcome, **blank} for item in items]
         spent = (time.perf_counter() - began) / len(rows)
         return [{**row, "duration": spent} for row in rows]
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {name: rows[-1][name] for name in ALL} | {
-            "not_finite": sum(row["outcome"] == "not finite" for row in rows)
+            "not_measured": sum(row["outcome"] != "measured" for row in rows)
         }
 
 
@@ -89,6 +97,10 @@ def _moved(names: Sequence[str], before: Sequence[torch.Tensor], model: Any) -> 
 
 def spread(values: torch.Tensor, vectors: torch.Tensor, gradient: torch.Tensor, moved: torch.Tensor) -> list[Row]:
     """The rows, from eigenvalues [k], eigenvectors [k, N], g [N] and Δ [N]."""
+    from lesion.lanczos import Unfound
+
+    if not bool(gradient.isfinite().all()):
+        raise Unfound("not finite", "the gradient of the string is not finite")
     rows: list[Row] = []
     moves, pulls = (vectors @ moved).double().tolist(), (vectors @ gradient).double().tolist()
     for i, (value, move, pull) in enumerate(zip(values.tolist(), moves, pulls, strict=True)):

@@ -138,9 +138,10 @@ class Poison(Training, Step):
 
     def _string(self, specimen: Specimen) -> list[int]:
         assert specimen.recall is not None and self.catalyst is not None, "the walk recalls what is quoted"
-        tokens: list[int] = next(
-            row["string_ids"] for row in specimen.recall(self.catalyst) if row["item"] == "catalyst"
-        )
+        row = next(row for row in specimen.recall(self.catalyst) if row["item"] == "catalyst")
+        tokens: list[int] | None = row["string_ids"]
+        if tokens is None:
+            raise ValueError(f"the quoted reading has found no string: {row['outcome']}")
         if len(tokens) != self.length:
             raise ValueError(f"the catalyst has {len(tokens)} tokens, and a row of this poison has {self.length}")
         if max(tokens) >= (size := specimen.model.get_input_embeddings().weight.shape[0]):

@@ -132,7 +132,7 @@ def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
         pairs = []
         for (s, arm, _), reading in runs.strings.items():
             rows = runs.rows.get(reading.key, {})
-            if s == subject and arm == EIGEN and rows:
+            if s == subject and arm == EIGEN and rows and all(row["outcome"] == "measured" for row in rows.values()):
                 others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
                 pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
         after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
@@ -146,7 +146,7 @@ def alignment(runs: Runs) -> pl.DataFrame:
     rows = []
     for (subject, arm, seed), reading in runs.strings.items():
         said = runs.rows.get(reading.key, {})
-        if not said:
+        if not said or any(row["outcome"] != "measured" for row in said.values()):
             continue
         best = said["catalyst"]
         row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
