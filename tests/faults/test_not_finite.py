@@ -126,7 +126,7 @@ def a_judge(monkeypatch):
 
 def every_measure(trial):
     """All measures of the package, asked of this trial."""
-    for name, examples in EXAMPLES.items():
+    for examples in EXAMPLES.values():
         for measure in examples:
             if isinstance(measure, MeasureOfTexts):
                 measure = measure.model_copy(update={"of": Reading(trial=trial, measure=GENERATION)})
