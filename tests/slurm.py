@@ -166,14 +166,20 @@ class Cluster:
         return done.stdout
 
     def queue(self):
-        """{job or element: state} of all that SLURM still knows."""
-        lines = self.ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").split("\n")
-        return dict(line.split() for line in lines if line)
+        """{job or element: state} of all that SLURM still knows. A controller that is too busy to answer is asked again: no answer
+        is not an empty queue."""
+        command = ("squeue", "-h", "-r", "-t", "all", "-o", "%i %T")
+        for _ in range(30):
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            if not done.returncode:
+                return dict(line.split() for line in done.stdout.split("\n") if line)
+            time.sleep(1)
+        raise RuntimeError(f"squeue fails: {done.stderr}")
 
     def until_idle(self, seconds=900):
         """Waits for the end of all jobs."""
-        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED")
-        self.until(lambda: not any(state in going for state in self.queue().values()), "no job is left", seconds)
+        over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "NODE_FAIL"}
+        self.until(lambda: over.issuperset(self.queue().values()), "no job is left", seconds)
 
     def until(self, true, what, seconds=240):
         """Waits; what the scheduler did meanwhile is part of the error."""

@@ -46,6 +46,7 @@ GUARD = (
     """trap '[ "$(squeue -h -j "$JOB" -o %T)" = RUNNING ] && scontrol requeue "$JOB" && sleep 300' TERM""",
 )
 MARGIN_S = 10  # before the end of a job's time, in which it puts itself back into the queue
+TRIES = 5  # at asking the scheduler for a job, a second apart
 PORTS = 20000, 20000  # first port of the processes that train together, and how many a job's number chooses from
 
 
@@ -110,10 +111,17 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_running(job: str) -> bool:
-    done = subprocess.run(
-        ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.stdout.strip() == "RUNNING"
+    """Whether the scheduler has not cancelled a job. One that is too busy to answer is asked again; where it never does, the job
+    is taken for running: putting a cancelled one back fails, not putting a running one back would lose it."""
+    for _ in range(TRIES):
+        command = ["squeue", "-h", "-j", job, "-o", "%T"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if not done.returncode:
+            return done.stdout.strip() == "RUNNING"
+        if "Invalid job id" in done.stderr:
+            return False
+        time.sleep(1)
+    return True
 
 
 def _ranks(job: Any, sharded: bool) -> dict[str, str]:

@@ -82,3 +82,16 @@ def test_a_script_that_is_asked_to_go_before_its_step_has_begun_puts_the_job_bac
     assert done.stdout == "went on\n" and not done.stderr
     said = tmp_path / "scontrol.said"
     assert (said.read_text() if said.exists() else "") == ("" if number == "12" else f"requeue {number}\n")
+
+
+def test_a_scheduler_that_is_too_busy_to_answer_is_asked_again(commands, monkeypatch):
+    """No answer is not 'cancelled': a job that took it for that would never go on."""
+    waited = []
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=waited.append))
+    busy = '#!/bin/sh\nif [ -e "$0.asked" ]; then echo RUNNING; else touch "$0.asked"; echo "Socket timed out" >&2; exit 1; fi\n'
+    (commands / "squeue").write_text(busy)
+    assert slurm._is_running("11") and waited == [1]
+    (commands / "squeue").write_text('#!/bin/sh\necho "Unable to contact slurm controller" >&2\nexit 1\n')
+    assert slurm._is_running("11") and len(waited) == 1 + slurm.TRIES
+    (commands / "squeue").write_text('#!/bin/sh\necho "slurm_load_jobs error: Invalid job id specified" >&2\nexit 1\n')
+    assert not slurm._is_running("11")
