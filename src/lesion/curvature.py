@@ -176,7 +176,6 @@ class Curvature:
             zip(*([None] * -(-len(batch[0]) // rows) if x is None else x.split(rows) for x in batch), strict=True)
         )
         self._graphs: list[Any] = []
-        self._frozen: list[nn.Parameter] = []
 
     def __enter__(self) -> Curvature:
         inside = {id(p) for p in self.parameters}

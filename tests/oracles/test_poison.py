@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesion import measures, steps
+from lesion import measures
 from lesion.catalysts import Ground, ascended, search
 from lesion.curvature import Curvature, chosen, twice_differentiable
 from lesion.flips import allowed, table
@@ -238,7 +238,7 @@ def test_a_run_that_diverges_is_an_outcome(lab):
 
 
 def test_an_interrupted_poison_ends_with_the_same_bits(tmp_path):
-    from lesion import fit, stopping
+    from lesion import fit
     from lesion.trial import Unfinished
 
     def run(folder, stop=None):
@@ -255,7 +255,6 @@ def test_an_interrupted_poison_ends_with_the_same_bits(tmp_path):
             facts = step.apply(specimen)
         return facts, [p.detach().clone() for p in specimen.model.parameters()]
 
-    assert stopping
     facts, whole = run(tmp_path / "a")
     run(tmp_path / "b", stop=3)
     again, parts = run(tmp_path / "b")
@@ -349,4 +348,3 @@ def test_rows_in_their_order_and_again():
     ids, targets, mask, at = listed.batch(2, 2)
     assert ids.tolist() == [[8, 9, 10], [0, 1, 2]] and targets.tolist() == [[9, 10, 11], [1, 2, 3]]
     assert mask is None and at.tolist() == [[0, 1, 2]] * 2 and listed.length == 3 and len(listed) == 3
-    assert steps.Poison is Poison
