@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import slurm
+from labs import assert_same, canonical
 from lesion.cli import run
 from lesion.store import Store
 
@@ -30,10 +31,6 @@ def lesion(*command, code=0):
         found = run(list(command))
     assert found == code, out.getvalue()
     return out.getvalue()
-
-
-def canonical(lab):
-    return b"".join(Store(lab).canonical())
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +81,11 @@ def submit(place, name, study, profile="profile.toml"):
     return lesion("submit", *study.split(), "--lab", str(place / name), "--profile", str(place / profile))
 
 
+def explanation(lab):
+    """What explains a lab that is not as it should be."""
+    return "\n".join([logs(lab)[-3000:], lesion("status", "--lab", str(lab))[-2000:]])
+
+
 def logs(lab):
     return "".join(path.read_text(errors="replace") for path in sorted(lab.glob("jobs/*/*/*_log.out")))
 
@@ -117,7 +119,7 @@ def test_arrays_and_dependencies_give_the_lab_of_one_machine(place, cluster, sub
     assert "tasks are done" in going or "waiting" in going or "running" in going
     cluster.until_idle()
     for name in ("degrade", "modern", "long"):
-        assert canonical(place / name) == alone(name), logs(place / name)[-3000:]
+        assert_same(place / name, alone(name), explanation(place / name))
         assert "tasks are done" in lesion("status", "--lab", str(place / name))
     assert not list((place / "long").glob("states/.*")), "no workplace is left"
     fault(
@@ -174,7 +176,7 @@ def test_a_cancelled_study_is_submitted_again_and_finished(place, cluster, alone
     assert "cancelled" in said and "lesion resubmit" in said
     assert "submitted degrade-" in lesion("resubmit", "--lab", str(lab))
     cluster.until_idle()
-    assert canonical(lab) == alone("degrade"), logs(lab)[-3000:]
+    assert_same(lab, alone("degrade"), explanation(lab))
     assert "nothing to do" in lesion("resubmit", "--lab", str(lab))
     fault("cancelled job (SLURM)", "scancel while it reads", "the rest submitted again, byte-identical")
 
