@@ -43,7 +43,7 @@ def allowed(tokenizer: Any, vocabulary_size: int) -> torch.Tensor:
             _allowed.pop(next(iter(_allowed)))
         with torch.inference_mode(False):  # it outlasts whatever block it is asked in
             _allowed[key] = _asked(tokenizer, vocabulary_size)
-    return _allowed[key]
+    return _allowed[key].clone()  # a caller may forbid more
 
 
 _allowed: dict[tuple[str, int], torch.Tensor] = {}

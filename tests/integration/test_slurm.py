@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import slurm
-from labs import assert_same, canonical
 from lesion.cli import run
 from lesion.store import Store
+from sameness import assert_same, canonical
 
 pytestmark = pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
 DEGRADE = "degrade --subject tiny-llama --doses 0 0.3 0.9 --site attention.value embedding --repeats 2 --prompts 6"

@@ -55,6 +55,13 @@ def test_unused_words_are_not_allowed_even_where_text_can_carry_them():
     assert asked(Words(), 9).tolist() == [False, True, False, False, False, True, True, False, False]
 
 
+def test_who_forbids_more_forbids_it_for_nobody_else():
+    tokenizer = byte_tokenizer()
+    before = allowed(tokenizer, 264).clone()
+    allowed(tokenizer, 264).fill_(False)
+    assert torch.equal(allowed(tokenizer, 264), before) and before.any()
+
+
 def test_bytes_that_are_no_letter_alone_are_not_allowed():
     tokenizer = byte_tokenizer()
     may = allowed(tokenizer, 264)

@@ -125,7 +125,7 @@ class Gcg(Measure):
         may = allowed(specimen.tokenizer, len(table(specimen.model)))
         if self.ascii:
             texts = specimen.tokenizer.batch_decode([[i] for i in range(len(may))])
-            may &= torch.tensor([text.isascii() and text.isprintable() for text in texts])
+            may = may & torch.tensor([text.isascii() and text.isprintable() for text in texts])
         return may
 
     def options(self) -> dict[str, int]:
