@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 
 from lesion.digest import named_tensors
+from lesion.task import AnyTask, Example
 from lesion.trial import Measure, Reading, Step
 
 CALLS: list[str] = []  # what was really done, in order
@@ -139,3 +140,36 @@ class TestNaN(Step):
         with torch.no_grad():
             next(specimen.model.parameters()).fill_(float("nan"))
         return {}
+
+
+class TestSums(AnyTask):
+    """A few sums; a reply is right where it has an even number of letters, which some of what a random model writes has."""
+
+    name = "test-sums"
+    new_tokens: ClassVar[int] = 5
+
+    def load(self):
+        found = [Example(f"sum/{n}", f"{n} + {n + 1}", str(2 * n + 1)) for n in range(12)]
+        return {"train": found[:8], "test": found[8:]}
+
+    def prompt(self, example):
+        return f"{example.asked} ="
+
+    def grade(self, example, reply):
+        return {"correct": len(reply) % 2 == 0, "stated": str(len(reply))}
+
+
+class TestPairs(AnyTask):
+    """Pairs of replies, the better one first."""
+
+    name = "test-pairs"
+
+    def load(self):
+        found = [Example(f"pair/{n}", f"Say {n}", f"I say {n}", (f"I say {n}", "no" * (n + 1)), 0) for n in range(8)]
+        return {"train": found[:5], "test": found[5:]}
+
+    def prompt(self, example):
+        return f"{example.asked}:"
+
+    def grade(self, example, reply):
+        return {"correct": reply == example.answer}

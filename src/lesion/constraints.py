@@ -145,8 +145,19 @@ def materialise(model: nn.Module) -> None:
         raise ValueError(
             "a plain model has no monotone activation: this one was constrained with activation='monotone'"
         )
-    for _, module, _ in list(held(model)):
+    if any(held(model)):
+        release(model)
+
+
+def release(model: nn.Module) -> int:
+    """Makes every constrained weight a plain one of the value that it has, and returns how many there were. Raises ValueError
+    where there is none."""
+    found = list(held(model))
+    if not found:
+        raise ValueError("nothing in this model is held to a sign; `constrain` does that")
+    for _, module, _ in found:
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return len(found)
 
 
 class Envelope(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -44,7 +44,7 @@ def contents(model: PreTrainedModel) -> list[Entry]:
             for part, places in shelf.items():
                 for place in places if isinstance(places, tuple) else (places,):
                     place = Place(place) if isinstance(place, str) else place
-                    place = Place(prefix + place.path, place.rows, place.groups, place.transposed)
+                    place = replace(place, path=prefix + place.path)
                     if not _absent(model, part, place.path):
                         entries.append(Entry(tower, part, layer, place))
     return entries

@@ -8,6 +8,8 @@ the context and the tokens before it in its own branch, and its position is the 
 
     context  x₁ x₂ x₃ | a₁ a₂ | b₁ b₂ b₃       (the last token of a branch predicts nothing, so it is left out)
     position  0  1  2 |  3  4 |  3  4  5
+
+What all contexts begin with, such as the examples of a few-shot prompt, is read once, and its keys and values are shared.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 Pair = tuple[Sequence[int], Sequence[int]]  # tokens of a context and of its continuation, both not empty
 Score = tuple[float, bool]  # log p(continuation | context) in nats, and whether it is what greedy decoding would write
+
+SHARED = 16  # tokens that all contexts begin with, from which on they are read once
 
 # Families whose attention is told by the mask, and whose positions by `position_ids`; the others read each pair alone.
 BRANCHING = {
@@ -79,6 +83,7 @@ def score(model: Any, pairs: Sequence[Pair]) -> list[Score]:
     context or a continuation without tokens.
     """
     from lesion.inference import inference
+    from lesion.scoring import read_prefix
 
     if model.config.is_encoder_decoder:
         raise ValueError("continuations are scored with causal models, and this one is encoder-decoder")
@@ -86,13 +91,32 @@ def score(model: Any, pairs: Sequence[Pair]) -> list[Score]:
         raise ValueError(f"number {empty[0]}: expected tokens in context and continuation, got {pairs[empty[0]]!r}")
     found: dict[int, Score] = {}
     with inference(model):
-        for batch in batches(grown(pairs, branching=branches_in(model))):
-            found.update(read(model, batch))
+        trees = grown(pairs, branching=branches_in(model))
+        shared = common(trees) if branches_in(model) else 0
+        prefix = None
+        if shared:
+            import torch
+
+            prefix = read_prefix(model, torch.tensor(trees[0].context[:shared]))
+            prefix.length = shared
+            trees = [Tree(tree.context[shared:], tree.branches, tree.places) for tree in trees]
+        for batch in batches(trees):
+            found.update(read(model, batch, prefix))
         # what a mask hides has the weight 0, and 0 · NaN is NaN: beside a sick branch the others are read again, alone
         sick = [i for i, (logprob, _) in found.items() if not math.isfinite(logprob)]
         for batch in batches(grown(pairs, branching=False, of=sick)):
             found.update(read(model, batch))
     return [found[i] for i in range(len(pairs))]
+
+
+def common(trees: Sequence[Tree]) -> int:
+    """Tokens that all contexts begin with and that are worth sharing; each context keeps one of its own at least."""
+    if len(trees) < 2:
+        return 0
+    first, last = min(tree.context for tree in trees), max(tree.context for tree in trees)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    same = min(same, min(len(tree.context) for tree in trees) - 1)
+    return same if same >= SHARED else 0
 
 
 def branches_in(model: Any) -> bool:
@@ -129,22 +153,28 @@ def batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
             yield batch
 
 
-def read(model: Any, batch: Sequence[Tree]) -> Iterator[tuple[int, Score]]:
-    """One forward: for each pair its place and its score."""
+def read(model: Any, batch: Sequence[Tree], prefix: Any = None) -> Iterator[tuple[int, Score]]:
+    """One forward: for each pair its place and its score. Contexts go on from a prefix, where there is one."""
     import torch
 
     ids = padded([tree.tokens() for tree in batch]).to(model.device)
     width = ids.shape[1]
     unread = min(len(tree.context) for tree in batch) - 1  # leading predictions that nobody asks for
-    how = layout(model, batch, width) if any(len(tree.branches) > 1 for tree in batch) else {}
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=width - unread, **how).logits
+    start = 0 if prefix is None else prefix.length
+    how = layout(model, batch, width, start) if any(len(tree.branches) > 1 for tree in batch) else {}
+    if prefix is None:
+        how["use_cache"] = False
+    else:
+        how.setdefault("position_ids", torch.arange(start, start + width, device=ids.device).expand(len(ids), -1))
+        how |= {"cache": prefix, "use_cache": True}
+    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=width - unread, **how).logits
     rows = [row for row, tree in enumerate(batch) for branch in tree.branches for _ in branch]
     columns = [at - unread for tree in batch for at in tree.predicting()]
     target = torch.tensor([t for tree in batch for branch in tree.branches for t in branch], device=logits.device)
     logprobs_NV = logits[rows, columns].float().log_softmax(-1)
     chosen = logprobs_NV.gather(1, target[:, None])[:, 0].double().tolist()
     right = (logprobs_NV.argmax(-1) == target).tolist()
-    start = 0
+    start = 0  # of a branch's targets
     for tree in batch:
         for place, branch in zip(tree.places, tree.branches, strict=True):
             part = slice(start, start := start + len(branch))
@@ -154,8 +184,9 @@ def read(model: Any, batch: Sequence[Tree]) -> Iterator[tuple[int, Score]]:
             )
 
 
-def layout(model: Any, batch: Sequence[Tree], width: int) -> dict[str, Any]:
-    """Positions [B, T] and attention masks of trees, padded to a width. Padding sees itself, so that it stays finite."""
+def layout(model: Any, batch: Sequence[Tree], width: int, before: int = 0) -> dict[str, Any]:
+    """Positions [B, T] and attention masks [B, 1, T, before + T] of trees, padded to a width, behind `before` tokens that all
+    see. Padding sees itself, so that it stays finite."""
     import torch
 
     from lesion.inference import additive, mask_by_kind
@@ -163,16 +194,18 @@ def layout(model: Any, batch: Sequence[Tree], width: int) -> dict[str, Any]:
     def tensor(lists: Sequence[list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([[*x, *[fill] * (width - len(x))] for x in lists], device=model.device)
 
-    at_BT = tensor([tree.positions() for tree in batch], 0)
+    at_BT = before + tensor([tree.positions() for tree in batch], 0)
     owner_BT = tensor([tree.owners() for tree in batch], -1)
     place_T = torch.arange(width, device=model.device)
     seen_BTS = (owner_BT[:, None, :] == owner_BT[:, :, None]) | (owner_BT[:, None, :] == 0)
     seen_BTS &= place_T[None, :] <= place_T[:, None]
     seen_BTS[:, place_T, place_T] = True
     dtype = model.get_input_embeddings().weight.dtype
+    keys_BS = torch.cat((torch.arange(before, device=model.device).expand(len(batch), -1), at_BT), 1)
+    seen_BTS = torch.cat((seen_BTS.new_ones(len(batch), width, before), seen_BTS), 2)
 
     def make(window: int | None) -> torch.Tensor:
-        near = seen_BTS if window is None else seen_BTS & (at_BT[:, None, :] > at_BT[:, :, None] - window)
+        near = seen_BTS if window is None else seen_BTS & (keys_BS[:, None, :] > at_BT[:, :, None] - window)
         return additive(near[:, None], dtype)
 
     return {"position_ids": at_BT, "attention_mask": mask_by_kind(model.config.get_text_config(), make)}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lesion.loss import IGNORE
+from lesion.loss import IGNORE, Objective
 
 CHUNK = 512  # tokens
 
@@ -58,3 +58,15 @@ def _chunk(
         log_p = _logits(teacher, wanted).log_softmax(-1)
     kl = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
     return ((1 - share) * nll + share * kl).double()
+
+
+class Distilled(Objective):
+    """The mixed loss while the model is trained; language modelling alone where it is evaluated."""
+
+    def __init__(self, teacher: Any, share: float):
+        self.teacher, self.share = teacher, share
+
+    def total(self, model: Any, *batch: Any) -> torch.Tensor:
+        if model.training:
+            return sum_of_mixed_losses(model, self.teacher, self.share, *batch)
+        return super().total(model, *batch)

@@ -30,7 +30,7 @@ left out of "all", and a model may lack its head. Everything else that a descrip
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -41,13 +41,15 @@ class Place:
     The parameter, oriented [out, in], falls into `groups` equal blocks of rows, and the part is rows `rows[0]` to
     `rows[1]` (excluded) of every block. One group is a plain stack, as in GPT-2; a group for each head is the
     interleaved layout of GPT-NeoX. `transposed` says that a bare parameter is stored [in, out]; modules say so
-    themselves by their class.
+    themselves by their class. `stacked`: a bare parameter holds the matrices of all experts, [experts, out, in], and the
+    rows are those of each.
     """
 
     path: str
     rows: tuple[int, int] | None = None
     groups: int = 1
     transposed: bool = False
+    stacked: bool = False
 
 
 Places = str | Place | tuple[str | Place, ...]  # several where a part is made of several tensors: norms, experts
@@ -152,10 +154,18 @@ def llama_like(*norms: str, root: str = "model") -> Callable[[Any], tuple[Tower,
 
 
 def decoder(config: Any) -> tuple[Tower, ...]:
-    """Our own decoder. What its experts hold is no site yet."""
-    if config.experts:
-        raise ValueError("a lesion-decoder with experts is not described in lesion.families, only the dense one is")
-    return llama_like(*TWO_NORMS)(config)
+    """Our own decoder; the matrices of its experts lie in one parameter each, gate and up one after the other."""
+    (tower,) = llama_like(*TWO_NORMS)(config)
+    if not config.experts:
+        return (tower,)
+    inner, both = config.intermediate_size, "mlp.gate_up_proj"
+    experts: dict[str, Places] = {
+        "mlp.gate": Place(both, (0, inner), stacked=True),
+        "mlp.in": Place(both, (inner, 2 * inner), stacked=True),
+        "mlp.out": Place("mlp.down_proj", stacked=True),
+        "mlp.router": "mlp.router",
+    }
+    return (replace(tower, inside={**tower.inside, **experts}),)
 
 
 def siglip(eye: str, vision: Any) -> Tower:

@@ -28,11 +28,11 @@ from lesion.coded import code_of
 from lesion.compiling import compiled
 from lesion.constraints import project
 from lesion.digest import named_tensors
-from lesion.loss import IGNORE, routers, sum_of_losses
+from lesion.loss import IGNORE, Objective, routers
 from lesion.optimizers import OptimizerName, groups, optimizer
-from lesion.packing import Documents, Listed, Packed
+from lesion.packing import Data, Documents
 from lesion.products import fast_products
-from lesion.ranks import Alone, Shards, Teacher, enter
+from lesion.ranks import Alone, Shards, enter
 from lesion.stopping import asked, listening
 from lesion.trial import Unfinished
 
@@ -103,27 +103,27 @@ class Stopped(RuntimeError):
 
 def fit(
     model: Any,
-    data: Packed | Listed,
+    data: Data,
     how: Training,
     *,
     folder: Path,
-    held_out: Packed | Listed | None = None,
+    held_out: Data | None = None,
     tell: Tell | None = None,
-    teacher: Teacher | None = None,
+    objective: Objective | None = None,
     before: Callable[[Any, int], None] | None = None,
     perturb: Perturb | None = None,
     ends: Ends | None = None,
 ) -> dict[str, Any]:
-    """Trains in place and returns facts for the ledger. Checkpoints and `metrics.jsonl` lie in `folder`; where it holds a
-    checkpoint of the same run, the run goes on from there. `perturb` may change the batch of a step; what it does must follow
-    from the weights and the step's number, and its options must be among those of `how`.
+    """Trains in place and returns facts for the ledger. Checkpoints and `metrics.jsonl` lie in `folder`; where it holds one
+    of the same run, the run goes on from there. `perturb` may change the batch of a step; what it does must follow from the
+    weights and the step's number, and its options must be among those of `how`.
 
-    Weights are held in float32 meanwhile and returned in the type they came in; those that are held to a sign by projection are
-    projected after each step. `teacher`: a model to learn from and its share of the loss. `before`: called with the model and
-    the number of each step. `ends`: asked after each step, with the model and what the step found, whether that was the last; its
-    word for why enters the facts, and a step whose loss it so accepts may be not finite. Raises `Stopped` with the step, its rows
-    and the last good state, or where fewer weights than `how.moved` have moved; `Unfinished` after SIGTERM or SIGUSR1;
-    ValueError where the folder holds another run.
+    Weights are held in float32 meanwhile and returned in the type they came in; those that are held to a sign by projection
+    are projected after each step. `objective`: what is lowered, where it is not the loss of language modelling. `before`:
+    called with the model and the number of each step. `ends`: asked after each step, with the model and what the step found,
+    whether that was the last; its word for why enters the facts, and a step whose loss it so accepts may be not finite.
+    Raises `Stopped` with the step, its rows and the last good state, or where fewer weights than `how.moved` have moved;
+    `Unfinished` after SIGTERM or SIGUSR1; ValueError where the folder holds another run.
     """
     if (kind := code_of(model)) is not None and not any(adapted(model)):
         raise ValueError(
@@ -134,7 +134,7 @@ def fit(
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     whole = start if len(start) == sum(1 for _ in model.parameters()) else dict(named_tensors(model))
     key = runs.run_key(how.model_dump_json(), data, whole)
-    team = enter(model, teacher)
+    team = enter(model, objective or Objective())
     if how.batch < team.world * how.split:
         raise ValueError(f"{how.batch} rows cannot be split among {team.world} processes in {how.split} parts each")
     if how.optimizer == "adafactor" and isinstance(team, Shards):
@@ -164,7 +164,7 @@ def fit(
             spent, done = time.perf_counter() - began, step + 1
             last = {"step": done, "lr": how.rate(step), **found}
             if how.eval_every and held_out is not None and (done % how.eval_every == 0 or done == how.steps):
-                last["held_out"] = evaluate(team.model, held_out, how, team.loss)
+                last["held_out"] = evaluate(team.model, held_out, how, team.loss, team.objective)
             rate = found["tokens"] * (done - first) / spent
             write({**last, "seconds": spent})
             if tell is not None and team.rank == 0:
@@ -208,15 +208,15 @@ def displacement(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | 
 
 
 def _step(
-    team: Alone, made: torch.optim.Optimizer, data: Packed | Listed, how: Training, step: int, perturb: Perturb | None
+    team: Alone, made: torch.optim.Optimizer, data: Data, how: Training, step: int, perturb: Perturb | None
 ) -> dict[str, Any]:
-    """One optimizer step: its loss a token, the norm of its gradient before clipping, its scored tokens; of experts also the
-    share of pairs that were dropped, and the largest load by the mean one."""
+    """One optimizer step: its loss a unit of the objective (a token), the norm of its gradient before clipping, its scored
+    tokens; of experts also the share of pairs that were dropped, and the largest load by the mean one."""
     for group in made.param_groups:
         group["lr"] = how.rate(step)
     batch: list[Any] = list(data.batch(step * how.batch, how.batch))
     batch = perturb(team, step, batch) if perturb is not None else batch
-    tokens, total = int((batch[1] != IGNORE).sum()), 0.0
+    units, total = team.objective.count(batch), 0.0
     pieces, kind = team.share(batch, how.split), team.device.type
     expert, routed = routers(team.model), [0, 0, 0.0]
     with torch.random.fork_rng([team.device] if kind == "cuda" else []):
@@ -225,10 +225,10 @@ def _step(
             with team.piece(i + 1 == len(pieces)):
                 with torch.autocast(kind, torch.bfloat16, enabled=how.precision == "bfloat16"):
                     loss, of_routers = team.loss(*piece)
-                share = int((piece[1] != IGNORE).sum()) / tokens
+                share = team.objective.count(piece) / units
                 # gradients of several processes are averaged, and the loss is a sum
-                ((loss / tokens + of_routers * share) * team.world).backward()
-            total += float(loss.detach()) / tokens
+                ((loss / units + of_routers * share) * team.world).backward()
+            total += float(loss.detach()) / units
             if expert is not None:
                 pairs, dropped, busiest = expert.routed()
                 routed = [routed[0] + pairs, routed[1] + dropped, max(routed[2], busiest)]
@@ -239,7 +239,7 @@ def _step(
         project(team.model)
     made.zero_grad(set_to_none=True)
     more = {} if expert is None else {"dropped": team.total(routed[1]) / team.total(routed[0]), "busiest": routed[2]}
-    return {"loss": total, "norm": size, "tokens": tokens, **more}
+    return {"loss": total, "norm": size, "tokens": int((batch[1] != IGNORE).sum()), **more}
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -248,19 +248,20 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: Any, data: Packed | Listed, how: Training, loss: Any = None) -> float:
-    """Mean −ln p a token over all rows, in their order. Several processes all read all of them."""
-    was, total, tokens = model.training, 0.0, 0
+def evaluate(model: Any, data: Data, how: Training, loss: Any = None, objective: Objective | None = None) -> float:
+    """The objective (without one: mean −ln p a token) over all rows, in their order. Several processes all read all of them."""
+    objective = objective or Objective()
+    was, total, units = model.training, 0.0, 0
     model.eval()
     device = next(model.parameters()).device
     for first in range(0, len(data), how.batch):
         batch = data.batch(first, min(how.batch, len(data) - first))
         given = [None if x is None else x.to(device) for x in batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-            total += float(loss(*given)[0] if loss is not None else sum_of_losses(model, *given))  # type: ignore[arg-type]
-        tokens += int((batch[1] != IGNORE).sum())
+            total += float(loss(*given)[0] if loss is not None else objective.total(model, *given))
+        units += objective.count(batch)
     model.train(was)
-    return total / tokens
+    return total / units
 
 
 def _check(loss: float, norm: float, losses: deque[float], how: Training, step: int, folder: Path) -> None:

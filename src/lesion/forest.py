@@ -23,6 +23,14 @@ class Node:
         for child in self.children.values():
             yield from child
 
+    def alike(self) -> Iterator[Node]:
+        """This node and all below it whose models have the same structure."""
+        yield self
+        for child in self.children.values():
+            assert child.step is not None
+            if type(child.step).attach is Step.attach:
+                yield from child.alike()
+
 
 def forest(readings: Iterable[Reading]) -> list[Node]:
     """The prefix trees of these readings, one for each subject."""

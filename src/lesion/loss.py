@@ -9,7 +9,7 @@ chunk of logits instead of all of them twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,10 +120,32 @@ def routers(model: Any) -> Any:
 def sum_of_losses(
     model: Any, ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None, at: torch.Tensor
 ) -> torch.Tensor:
-    """Σ −ln p over the scored targets of a batch [B, T], in nats. targets[b, t] is what follows ids[b, t], or IGNORE."""
+    """Σ −ln p over the scored targets of a batch [B, T], in nats. targets[b, t] is what follows ids[b, t], or IGNORE.
+    Of an encoder-decoder ids [B, S] is what the encoder reads, mask [B, S] which of it there is, targets what the decoder writes.
+    """
+    if model.config.is_encoder_decoder:
+        first = torch.full_like(targets[:, :1], model.config.decoder_start_token_id)
+        read = torch.cat((first, targets[:, :-1].clamp(min=0)), 1)  # what is not scored stands behind all that is
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=read, use_cache=False).logits.float()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE).double()
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": at, "use_cache": False}
     if (found := head_of(model)) is not None:
         stack, weight = found
         return linear_cross_entropy(stack(**given).last_hidden_state, weight, targets)
     logits = model(**given).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE).double()
+
+
+class Objective:
+    """What training lowers: a sum over the units of a batch, divided by their number in the whole step, however it is split.
+
+    This one is language modelling: −ln p, and a unit is a scored token.
+    """
+
+    def total(self, model: Any, *batch: Any) -> torch.Tensor:
+        """The sum over a batch, float64, differentiable."""
+        return sum_of_losses(model, *batch)
+
+    def count(self, batch: Sequence[Any]) -> int:
+        """The units of a batch."""
+        return int((batch[1] != IGNORE).sum())

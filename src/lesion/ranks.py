@@ -19,25 +19,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from lesion.distilling import sum_of_mixed_losses
-from lesion.loss import routers, sum_of_losses
-
-Teacher = tuple[Any, float]  # a model to learn from, and its share of the loss
+from lesion.loss import Objective, routers
 
 
 class _Loss(nn.Module):
-    """Σ −ln p, and what experts add to a mean loss, as a module: what hooks of the wrappers hang on."""
+    """The objective's sum, and what experts add to a mean loss, as a module: what hooks of the wrappers hang on."""
 
-    def __init__(self, model: Any, teacher: Teacher | None):
+    def __init__(self, model: Any, objective: Objective):
         super().__init__()
-        self.model = model
-        self.teacher = None if teacher is None else (teacher,)  # not a part of this module, whose weights are trained
+        self.model, self.objective = model, objective
 
     def forward(self, *batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
-        if self.teacher is not None and self.model.training:
-            total = sum_of_mixed_losses(self.model, *self.teacher[0], *batch)
-        else:
-            total = sum_of_losses(self.model, *batch)
+        total = self.objective.total(self.model, *batch)
         return total, 0.0 if (model := routers(self.model)) is None else model.router_loss()
 
 
@@ -46,10 +39,10 @@ class Alone:
 
     rank, world = 0, 1
 
-    def __init__(self, model: Any, teacher: Teacher | None = None):
-        self.model = self.vessel = model
+    def __init__(self, model: Any, objective: Objective):
+        self.model, self.vessel, self.objective = model, model, objective
         self.device = next(model.parameters()).device
-        self.loss: Any = _Loss(model, teacher)
+        self.loss: Any = _Loss(model, objective)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained. The rest does not change, and is part of no checkpoint."""
@@ -88,13 +81,13 @@ class Alone:
 class Copies(Alone):
     """Several processes, each with all weights (DDP)."""
 
-    def __init__(self, model: Any, teacher: Teacher | None = None):
+    def __init__(self, model: Any, objective: Objective):
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
 
-        super().__init__(model)
+        super().__init__(model, objective)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.loss = DistributedDataParallel(_Loss(model, teacher))  # which gives all the weights of the first
+        self.loss = DistributedDataParallel(_Loss(model, objective))  # which gives all the weights of the first
 
     def total(self, value: float) -> float:
         import torch.distributed as dist
@@ -116,14 +109,14 @@ class Copies(Alone):
 class Shards(Copies):
     """Several processes that share out the weights, their gradients and the optimizer's state (FSDP2)."""
 
-    def __init__(self, model: Any, teacher: Teacher | None = None):
+    def __init__(self, model: Any, objective: Objective):
         import torch.distributed as dist
         from torch.distributed.fsdp import fully_shard
 
-        Alone.__init__(self, model)
+        Alone.__init__(self, model, objective)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.model = copy.deepcopy(model)  # the vessel keeps its structure, and gets the weights back
-        self.loss = _Loss(self.model, teacher)
+        self.loss = _Loss(self.model, objective)
         kinds = set(getattr(model, "_no_split_modules", None) or ())
         for module in self.model.modules():
             if type(module).__name__ in kinds:
@@ -180,12 +173,12 @@ def environment(
     }
 
 
-def enter(model: Any, teacher: Teacher | None = None) -> Alone:
+def enter(model: Any, objective: Objective) -> Alone:
     """The way this process was started says how it trains."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Alone(model, teacher)
+        return Alone(model, objective)
     from accelerate import PartialState
 
     PartialState(cpu=next(model.parameters()).device.type == "cpu")  # starts the group of processes
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-    return Shards(model, teacher) if sharded else Copies(model, teacher)
+    return Shards(model, objective) if sharded else Copies(model, objective)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lesion.log import sync_folder
-from lesion.packing import Listed, Packed
+from lesion.packing import Data
 from lesion.ranks import Alone
 
 logger = logging.getLogger("lesion")
@@ -33,15 +33,11 @@ KEPT = 2  # checkpoints that stay
 CURVE = 40  # points of the loss that a ledger keeps
 
 
-def run_key(settings: str, data: Packed | Listed, start: dict[str, torch.Tensor]) -> str:
+def run_key(settings: str, data: Data, start: dict[str, torch.Tensor]) -> str:
     """What makes two runs the same: settings, data and first weights."""
     from lesion.digest import tensor_digest
 
-    parts = [
-        settings,
-        f"{data.length} {data.documents} {data.seed} {data.begin}",
-        hashlib.sha256(data.stream.tobytes() + data.number.tobytes()).hexdigest(),
-    ]
+    parts = [settings, data.digest()]
     return hashlib.sha256(
         " ".join([*parts, *(f"{n} {tensor_digest(w)}" for n, w in start.items())]).encode()
     ).hexdigest()

@@ -295,6 +295,8 @@ def _oriented(tensor: torch.Tensor, entry: Entry, bias: bool) -> tuple[torch.Ten
     Only `view` and slices are used, which fail where a copy would be needed.
     """
     part, place, heads = entry.part, entry.place, entry.heads
+    if place.stacked:  # the neurons of experts are no units yet: they would need two numbers
+        return (tensor if place.rows is None else tensor[:, slice(*place.rows)]), None, (0, 1)
     rows, *tail = tensor.shape
     if place.rows is not None:
         (start, stop), (block, left) = place.rows, divmod(rows, place.groups)

@@ -152,7 +152,8 @@ def words(family: str) -> list[str]:
 
 
 def _room(family: str) -> ModuleType:
-    rooms = {"step": "steps", "measure": "measures", "study": "studies", "subject": "subjects", "trial": "trial"}
+    rooms = {"step": "steps", "measure": "measures", "study": "studies", "task": "tasks"}
+    rooms |= {"subject": "subjects", "trial": "trial"}
     if family not in rooms:
         raise ValueError(f"no kind of spec {family!r}; there are: {', '.join(rooms)}")
     return importlib.import_module(f"lesion.{rooms[family]}")

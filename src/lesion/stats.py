@@ -268,6 +268,21 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return out
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Interval of a share at 95 % (Wilson 1927): (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)."""
+    z = float(stats.norm.ppf(0.975))
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return (centre - half) / scale, (centre + half) / scale
+
+
+def macro_f1(right: Sequence[int], said: Sequence[int]) -> float:
+    """Mean over the labels that occur of F1 = 2·TP / (2·TP + FP + FN)."""
+    labels = sorted({*right, *said})
+    pairs = list(zip(right, said, strict=True))
+    return sum(2 * pairs.count((x, x)) / (right.count(x) + said.count(x)) for x in labels) / len(labels)
+
+
 def trend(values: ArrayLike) -> Trend:
     """Whether values [doses, items] rise or fall with the order of the doses: Page's L (1963), within items.
 

@@ -202,9 +202,10 @@ class Walk:
         return specimen
 
     def _check_addresses(self, root: Node, specimen: Specimen) -> None:
-        """Resolves every address of the segment once, before any work: a wrong one is the user's to mend, now."""
+        """Resolves every address once, before any work: a wrong one is the user's to mend, now. What comes behind a step that
+        builds structure is looked at when that stands."""
         seen: set[tuple[type, Any]] = set()
-        for node in root:
+        for node in root.alike():
             if node.step is not None and not node.step.keeps and hasattr(node.step, "site"):
                 sign = (type(node.step), node.step.site)
                 if sign not in seen:

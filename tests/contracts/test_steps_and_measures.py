@@ -18,6 +18,7 @@ from lesion.spec import Spec, find, words
 from lesion.store import Store
 from lesion.subjects import Scratch
 from lesion.trial import Measure, Reading, Step, Trial
+from words import TestPairs, TestSums
 
 HOTFLIP = {"documents": 2, "prompt": 12, "target": 6, "flips": 2, "candidates": 6, "each": 2, "draws": 2}
 SITES = ["attention.value", "attention", "mlp", "embedding", "head", "all", "mlp+embedding"]
@@ -30,6 +31,8 @@ STEEP = {"site": "mlp.out", "documents": 1, "tokens": 12, "directions": 2, "tole
 STRING = Reading(
     trial=HEALTHY, measure=measures.Catalyst(**STEEP, length=12, iterations=1, width=2, topk=4, controls=1).pin()
 )
+DRAWN = measures.Task(task=TestSums(), part="train", sample=6, repeats=4, temperature=1.0, new_tokens=5).pin()
+TAUGHT = {"steps": 3, "batch": 2, "length": 48, "warmup": 1, "lr": 0.01}
 EXAMPLES: dict[str, list[Step | Measure]] = {
     "noise": [
         steps.Noise(site=s, sigma=0.3, law=k, seed=1)
@@ -104,6 +107,27 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
     # in float16 some families overflow: see oracles/test_precision.py
     "precision": [steps.Precision(dtype=d) for d in ("bfloat16", "int8", "nf4")],
     "lora": [steps.Lora(rank=4), steps.Lora(site="attention", alpha=4.0, dropout=0.1, seed=2)],
+    "finetune": [steps.Finetune(task=TestSums(), **TAUGHT).pin()],
+    "sft": [steps.Sft(task=TestSums(), examples=4, **TAUGHT).pin()],
+    "dpo": [
+        steps.Dpo(task=TestPairs(), **TAUGHT).pin(),
+        steps.Dpo(task=TestPairs(), average=True, cut=3, **TAUGHT).pin(),
+    ],
+    "verifier": [
+        steps.Verifier(samples=Reading(trial=HEALTHY, measure=DRAWN), trunk=t, **TAUGHT) for t in ("decoder", "encoder")
+    ],
+    "release": [],  # it needs a constraint to end: see unit/test_constrain.py
+    "task": [
+        DRAWN,
+        measures.Task(task=TestSums(), shots=2, new_tokens=4).pin(),
+        *(measures.Task(task=TestPairs(), normalise=n).pin() for n in ("total", "tokens", "calibrated")),
+        measures.Task(task=TestPairs(), method="generate", new_tokens=3).pin(),
+    ],
+    "preference": [
+        measures.Preference(task=TestPairs(), reference=HEALTHY).pin(),
+        measures.Preference(task=TestPairs(), cut=2).pin(),
+    ],
+    "verification": [],  # it needs a verifier: see oracles/test_verifying.py
     "merge": [],  # it needs adapters to merge: see oracles/test_lora.py
     "match-loss": [],  # what it changes depends on another model: see oracles/test_constraints.py
     "monotonicity": [measures.Monotonicity(documents=2, tokens=24, pairs=8, points=2, needed=False).pin()],
@@ -117,6 +141,9 @@ EXAMPLES: dict[str, list[Step | Measure]] = {
 }
 OF_CAUSAL_MODELS = {"heal", "harden", "pretrain", "perplexity", "displacement", "surprisal", "attention"}
 OF_CAUSAL_MODELS |= {
+    "dpo",
+    "preference",
+    "verifier",
     "extrapolation",
     "continuation",
     "benchmark",
@@ -126,7 +153,14 @@ OF_CAUSAL_MODELS |= {
     "gain",
     "spectrum",
 }
-THAT_BUILD = {"constrain", "precision", "lora", "merge"}  # parameters come and go, so they are kept and never undone
+THAT_BUILD = {
+    "constrain",
+    "precision",
+    "lora",
+    "merge",
+    "verifier",
+    "release",
+}  # parameters come and go, so they are kept and never undone
 OF_OUR_DECODER = {"streaming"}
 FAMILIES = list(packaged.TINY)
 _specimens = {}

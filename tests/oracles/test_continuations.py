@@ -45,6 +45,29 @@ def questions(seed, most=60):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("branches", [True, False])
+def test_what_all_contexts_begin_with_is_read_once(family, branches, monkeypatch):
+    model = Scratch(architecture=family).load().model
+    exact, shared = copy.deepcopy(model).double(), [(7 * i) % 250 for i in range(45)]
+    pairs = [(shared + context, continuation) for context, continuation in questions(family, 30)]
+    if not branches:
+        pairs = list({tuple(context): (context, continuation) for context, continuation in pairs}.values())
+    read, calls = continuations.read, []
+    monkeypatch.setattr(continuations, "read", lambda *given: calls.append(given) or read(*given))
+    found = score(model, pairs)
+    lengths = [given[2].length if len(given) > 2 and given[2] is not None else 0 for given in calls]
+    assert set(lengths) == {45 if continuations.branches_in(model) else 0}
+    for (logprob, match), pair in zip(found, pairs, strict=True):
+        expected, expected_match = alone(exact, *pair)
+        assert math.isclose(logprob, expected, abs_tol=3e-5) and match == expected_match
+
+
+def test_a_context_keeps_a_token_of_its_own():
+    trees = grown([(list(range(30)), [1]), (list(range(29)), [2]), (list(range(40)), [3])], branching=True)
+    assert continuations.common(trees) == 28 and continuations.common(trees[:1]) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_says_what_each_pair_says_alone(family):
     model = Scratch(architecture=family).load().model
     exact = copy.deepcopy(model).double()

@@ -20,13 +20,12 @@ import numpy as np
 from pydantic import Field
 
 from lesion import harness
-from lesion.stats import ratio
+from lesion.stats import ratio, wilson
 from lesion.trial import Measure, Row, Specimen
 
 SHOWN = 160  # characters of a prompt that a row quotes
 OWN = {"item", "outcome", "document", "gold", "loglikelihoods", "greedy", "answer_tokens", "answer_bytes", "cut", "asked",
        "answers", "duration"}  # columns that every row has; the others are metrics  # fmt: skip
-Z = 1.959963984540054  # of a two-sided interval at 95 %
 
 
 class Benchmark(Measure):
@@ -145,10 +144,3 @@ def summary(name: str, values: Sequence[Any], together: Any) -> dict[str, float 
     if kind == "perplexity":  # exp(−x): its error by the delta method
         error, low, high = math.exp(-average) * error, math.exp(-high), math.exp(-low)
     return {**said, f"{name}_error": error, f"{name}_low": low, f"{name}_high": high}
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Interval of a share at 95 % (Wilson 1927): (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)."""
-    centre, scale = share + Z * Z / (2 * n), 1 + Z * Z / n
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return (centre - half) / scale, (centre + half) / scale

@@ -153,7 +153,10 @@ class Ablate(Step):
             raise ValueError(
                 f"unit={self.unit!r} needs a site within {allowed}; {self.site!r} has {', '.join(sorted(others))}"
             )
-        return [view for view in found if view.units is not None]  # the bias of an output belongs to no unit
+        chosen = [view for view in found if view.units is not None]  # the bias of an output belongs to no unit
+        if not chosen:
+            raise ValueError(f"unit={self.unit!r}: what the site {self.site!r} has here is not divided into such units")
+        return chosen
 
     def _at_random(self, blocks: Sequence[Block]) -> list[tuple[float, ...]]:
         with drawing("uniform", self.seed, "ablate.weight") as draws:

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 
 from lesion.constraints import held
+from lesion.distilling import Distilled
 from lesion.texttraining import TextTraining
 from lesion.trial import Specimen, Trial
 
@@ -51,7 +52,7 @@ class Heal(TextTraining):
         if model.get_output_embeddings().weight.shape[0] != specimen.model.get_output_embeddings().weight.shape[0]:
             raise ValueError("the teacher has another vocabulary than the model that learns from it")
         if not self.anneal:
-            return {"teacher": (model, self.distil)}
+            return {"objective": Distilled(model, self.distil)}
         lift(specimen.model, model)
         over = max(1, round(self.anneal * self.steps))
 
@@ -59,7 +60,7 @@ class Heal(TextTraining):
             for _, _, how in held(model):
                 how.left = max(0.0, 1 - step / over)
 
-        return {"before": before} | ({"teacher": (model, self.distil)} if self.distil else {})
+        return {"before": before} | ({"objective": Distilled(model, self.distil)} if self.distil else {})
 
 
 @torch.no_grad()

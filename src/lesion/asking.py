@@ -1,0 +1,79 @@
+"""Examples of a task as tokens of a model: what it reads, and what it is to write.
+
+    plain       the task's own words, a space, the reply
+    template    the same words as a user's turn of the tokenizer's chat template, the reply as the assistant's
+
+Prompt and reply become tokens apart from each other, so that a prompt has the same tokens whether a reply stands behind it, is
+ranked, or is yet to be written. Behind a reply stands the end token: it is taught like every other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from lesion.task import AnyTask, Example
+from lesion.trial import Specimen
+
+Chat = Literal["plain", "template", "auto"]
+TOLD = "auto: the chat template where there is one"
+
+
+def templated(specimen: Specimen, chat: Chat) -> bool:
+    """Whether prompts go through the chat template. Raises ValueError where it is asked for and there is none."""
+    there = bool(getattr(specimen.tokenizer, "chat_template", None))
+    if chat == "template" and not there:
+        raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
+    return there and chat != "plain"
+
+
+def prompt(specimen: Specimen, task: AnyTask, example: Example, chat: Chat, before: str = "") -> list[int]:
+    """The tokens of a question, behind the text of examples."""
+    tokenizer = specimen.tokenizer
+    assert tokenizer is not None
+    if specimen.model.config.is_encoder_decoder:
+        return list(tokenizer(before + task.seq2seq(example))["input_ids"])
+    text = before + task.prompt(example)
+    if not templated(specimen, chat):
+        return list(tokenizer(text)["input_ids"])
+    turn = [{"role": "user", "content": text.strip()}]
+    made = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(made, add_special_tokens=False)["input_ids"])
+
+
+def reply(specimen: Specimen, task: AnyTask, text: str, chat: Chat) -> list[int]:
+    """The tokens of a reply, without an end token."""
+    assert specimen.tokenizer is not None
+    apart = task.line and not specimen.model.config.is_encoder_decoder and not templated(specimen, chat)
+    return list(specimen.tokenizer((" " if apart else "") + text, add_special_tokens=False)["input_ids"])
+
+
+def end(specimen: Specimen) -> int:
+    """The token that a reply ends with."""
+    found = specimen.tokenizer.eos_token_id if specimen.tokenizer is not None else None
+    if found is None:
+        raise ValueError("this tokenizer has no end token, which a reply ends with")
+    return int(found)
+
+
+def ends(specimen: Specimen, line: bool) -> frozenset[int]:
+    """Tokens that end a reply: the end tokens, and, where a reply is one line, whatever begins another one."""
+    named: Any = getattr(specimen.model.generation_config, "eos_token_id", None)
+    found = set(named) if isinstance(named, (list, tuple)) else {named}
+    found |= {getattr(specimen.tokenizer, "eos_token_id", None)}
+    return frozenset(found - {None}) | (_of_new_lines(specimen.tokenizer) if line else frozenset())
+
+
+def pairs(
+    specimen: Specimen, task: AnyTask, examples: Sequence[Example], chat: Chat
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of prompts and of replies with their end token."""
+    last = end(specimen)
+    return [(prompt(specimen, task, e, chat), [*reply(specimen, task, e.answer, chat), last]) for e in examples]
+
+
+@lru_cache(maxsize=4)
+def _of_new_lines(tokenizer: Any) -> frozenset[int]:
+    """Ids whose text holds a line break."""
+    return frozenset(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i]))

@@ -1,0 +1,196 @@
+"""A task: how well a model replies to its questions, as it is (prompting, Brown et al. 2020) or after it was taught.
+
+    rank        the choice that is the likeliest reply; log p(choice | question) in nats for each
+                    total        as it is                     tokens      a token
+                    calibrated   less log p(choice | the same prompt about "N/A"), its own taste (Zhao et al. 2021)
+    generate    what the model writes, graded by the task
+
+Tasks whose examples have choices are ranked, the others are written, unless `method` says otherwise. Of every right reply the
+loss is read too (`nll` over `nll_tokens`, its end token included), which says something where no reply is right yet. Few-shot
+examples are the same for all questions, and are read once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lesion import asking
+from lesion.stats import macro_f1, wilson
+from lesion.task import AnyTask, Example, Part, before, sampled
+from lesion.trial import Measure, Row, Specimen
+
+SHOWN = 240  # characters of a question that a row quotes: the last ones
+
+
+class Task(Measure):
+    """Replies to the questions of a task, one row each."""
+
+    task: AnyTask = Field(description="what is asked")
+    part: Part = Field(default="test", description="which of its examples")
+    sample: int = Field(default=200, ge=0, description="so many of them, drawn at random; 0: all")
+    shots: int = Field(default=0, ge=0, description="examples with their answers before each question")
+    seed: int = Field(default=0, ge=0, description="of the sample, of the examples and of what is drawn")
+    chat: asking.Chat = Field(default="plain", description=f"how questions are put; {asking.TOLD}")
+    method: Literal["auto", "rank", "generate"] = Field(
+        default="auto", description="auto: rank where there are choices"
+    )
+    normalise: Literal["total", "tokens", "calibrated"] = Field(
+        default="total", description="of ranked log-likelihoods: none, a token, less that without the question"
+    )
+    repeats: int = Field(default=1, ge=1, description="replies to each question; several need a temperature")
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy")
+    new_tokens: int = Field(default=0, ge=0, description="of a reply at most; 0: as the task says")
+    batch: int = Field(default=32, ge=1, description="replies that are written at a time")
+
+    def questions(self) -> dict[str, Example]:
+        """Examples by item."""
+        chosen = sampled(self.task.examples(self.part), self.sample, self.seed)
+        if self.repeats == 1:
+            return {e.id: e for e in chosen}
+        if not self.temperature:
+            raise ValueError("several replies to a question are the same without a temperature")
+        return {f"{e.id}#{i}": e for e in chosen for i in range(self.repeats)}
+
+    def items(self, specimen: Specimen) -> list[str]:
+        return list(self.questions())
+
+    def chunks(self, items: Sequence[str]) -> Iterator[list[str]]:
+        """Four batches at a time, as of `generation`."""
+        for start in range(0, len(items), 4 * self.batch):
+            yield list(items[start : start + 4 * self.batch])
+
+    def size(self) -> tuple[int, int]:
+        asked = self.questions().values()
+        some = len(before(self.task, self.shots, self.seed))
+        return len(asked), sum((some + len(e.asked) + len(e.answer)) // 4 + self._room() for e in asked)
+
+    def _room(self) -> int:
+        return self.new_tokens or self.task.new_tokens
+
+    def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
+        started, known = time.perf_counter(), self.questions()
+        asked = {item: known[item] for item in items}
+        ranks = self.method == "rank" or (self.method == "auto" and all(e.choices for e in known.values()))
+        if ranks and not all(e.choices for e in known.values()):
+            raise ValueError(f"the replies of {self.task.name!r} cannot be ranked: its examples have no choices")
+        if ranks and self.repeats > 1:
+            raise ValueError("a ranking is the same each time: repeats=1")
+        examples = before(self.task, self.shots, self.seed)
+        prompts = {i: asking.prompt(specimen, self.task, e, self.chat, examples) for i, e in asked.items()}
+        found = self._ranked(specimen, asked, prompts) if ranks else self._written(specimen, asked, prompts)
+        losses = self._losses(specimen, asked, prompts)
+        rows = []
+        for item, e in asked.items():
+            nll, tokens = losses[item]
+            row = {"item": item, "example": e.id, "asked": e.asked[-SHOWN:], "answer": e.answer, **found[item]}
+            rows.append({**row, "nll": nll, "nll_tokens": tokens})
+        return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]
+
+    def _ranked(self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]) -> dict[str, Row]:
+        replies = {c: asking.reply(specimen, self.task, c, self.chat) for e in asked.values() for c in e.choices}
+        pairs = [(prompts[item], replies[c]) for item, e in asked.items() for c in e.choices]
+        scores = log_likelihoods(specimen.model, pairs)
+        if self.normalise == "tokens":
+            scores = [s / len(reply) for s, (_, reply) in zip(scores, pairs, strict=True)]
+        if self.normalise == "calibrated":
+            empty = Example("", "N/A", "")
+            nothing = asking.prompt(specimen, self.task, empty, self.chat, before(self.task, self.shots, self.seed))
+            free = dict(
+                zip(replies, log_likelihoods(specimen.model, [(nothing, r) for r in replies.values()]), strict=True)
+            )
+            scores = [s - free[c] for s, c in zip(scores, (c for e in asked.values() for c in e.choices), strict=True)]
+        rows, start = {}, 0
+        for item, e in asked.items():
+            some = scores[start : start + len(e.choices)]
+            start += len(e.choices)
+            fine = all(map(math.isfinite, some))
+            best = max(range(len(some)), key=some.__getitem__) if fine else None
+            rows[item] = {
+                "outcome": "ranked" if fine else "not finite",
+                "text": None if best is None else e.choices[best],
+                "label": e.label,
+                "chosen": best,
+                "loglikelihoods": [s if math.isfinite(s) else None for s in some],
+                "tokens": None,
+                "stop": None,
+                **({k: None for k in self.task.grade(e, "")} | {"correct": None if best is None else best == e.label}),
+            }
+        return rows
+
+    def _written(self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]) -> dict[str, Row]:
+        from lesion import decode
+
+        found = decode.continue_texts(
+            specimen.model,
+            [decode.Prompt(item, tuple(tokens)) for item, tokens in prompts.items()],
+            decode.Sampling(temperature=self.temperature, top_k=0, top_p=1.0),
+            new_tokens=self._room(),
+            ends=asking.ends(specimen, self.task.line),
+            seed=self.seed,
+            batch=self.batch,
+        )
+        rows: dict[str, Row] = {}
+        for reply in found:
+            e, fine = asked[reply.item], reply.stop != "not finite"
+            assert specimen.tokenizer is not None
+            text = specimen.tokenizer.decode(reply.tokens, skip_special_tokens=True).strip()
+            graded = self.task.grade(e, text)
+            rows[reply.item] = {
+                "outcome": "written" if fine else "not finite",
+                "text": text,
+                "label": e.label,
+                "chosen": None,
+                "loglikelihoods": None,
+                "tokens": len(reply.tokens),
+                "stop": reply.stop,
+                **(graded if fine else dict.fromkeys(graded)),
+            }
+        return rows
+
+    def _losses(
+        self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]
+    ) -> dict[str, tuple[float | None, int]]:
+        """−ln p of each written answer and its end token, in nats, and their number. Sampled replies share theirs."""
+        last = [asking.end(specimen)]
+        pairs = {}
+        for item, e in asked.items():
+            if e.id not in pairs:
+                pairs[e.id] = (prompts[item], [*asking.reply(specimen, self.task, e.answer, self.chat), *last])
+        found = dict(zip(pairs, log_likelihoods(specimen.model, list(pairs.values())), strict=True))
+        return {
+            item: (-found[e.id] if math.isfinite(found[e.id]) else None, len(pairs[e.id][1]))
+            for item, e in asked.items()
+        }
+
+    def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The task's metric with its interval at 95 % (Wilson's for shares), the loss a token of written answers, and of labels
+        macro-F1, of what was written the share that ended."""
+        metric = self.task.metric
+        known = [float(row[metric]) for row in rows if row[metric] is not None]
+        said: dict[str, Any] = {"replies": len(known), "not_finite": len(rows) - len(known)}
+        said |= {metric: statistics.fmean(known) if known else None}
+        if known and set(known) <= {0.0, 1.0}:
+            said["low"], said["high"] = wilson(said[metric], len(known))
+        if labels := [(row["label"], row["chosen"]) for row in rows if row["chosen"] is not None]:
+            said["macro_f1"] = macro_f1(*zip(*labels, strict=True))
+        written = [row["stop"] for row in rows if row["stop"] is not None]
+        said |= {"ended": written.count("end") / len(written)} if written else {}
+        losses = [(row["nll"], row["nll_tokens"]) for row in rows if row["nll"] is not None]
+        said["loss"] = math.fsum(n for n, _ in losses) / sum(t for _, t in losses) if losses else None
+        return said
+
+
+def log_likelihoods(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    """log p(reply | prompt) in nats of each pair of tokens; what is not finite is returned as it is."""
+    from lesion import continuations, passages
+
+    if not model.config.is_encoder_decoder:
+        return [logprob for logprob, _ in continuations.score(model, pairs)]
+    todo = [passages.Passage(str(i), tuple(r), 0, tuple(p)) for i, (p, r) in enumerate(pairs)]
+    return [-mean * len(p.tokens) for mean, p in zip(passages.losses(model, todo), todo, strict=True)]

@@ -1,0 +1,226 @@
+"""What `modern-align` says of its readings: a row a stage, paired claims, and what choosing among solutions is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lesion.claiming import decided, tested, untested
+from lesion.report.page import CURVES, GENERATIONS
+from lesion.stats import ratio
+from lesion.studies.modern_align import BASE, CONTROL, DPO, SFT, SOLVER, STAGES, VERIFIER, ModernAlign
+from lesion.trial import Row
+
+Array = NDArray[np.float64]
+SHOWN = 24
+NOTES = [
+    "Responses: the loss of written responses to held-out instructions, in nats a token, end token included; “ended” is the "
+    "share of replies that the model ended itself within the tokens it has.",
+    "Margins: how much more the better reply has gained than the worse, in nats, against the model before sft (for sft) or after "
+    "it. “more sft” went on with instructions for as many steps as dpo had: what training alone does.",
+    "Choosing: among the first k solutions to a problem, by the verifier, by the number that most of them state, or the first; "
+    "“any” is the mean of the k: a choice at random.",
+]
+
+
+@dataclass
+class Told:
+    """A study, the rows of its readings, and the ledgers."""
+
+    study: ModernAlign
+    rows: Mapping[str, Mapping[str, Row]]
+    states: Mapping[str, Mapping[str, Any]]
+
+    def of(self, stage: str, name: str, seed: int) -> Mapping[str, Row]:
+        first = self.study.seeds[0]
+        cell = self.study.cells.get((stage, first if stage == BASE else seed), {})
+        return self.rows.get(cell[name].key, {}) if name in cell else {}
+
+    def array(self, stage: str, name: str, column: str, weight: str | None = None) -> Array:
+        """[seeds, items] of a column, over another one where that is named."""
+        items: dict[str, None] = {}
+        for seed in self.study.seeds:
+            for other in (*STAGES, VERIFIER):
+                items |= dict.fromkeys(self.of(other, name, seed))
+        found = np.full((len(self.study.seeds), len(items)), np.nan)
+        for i, seed in enumerate(self.study.seeds):
+            rows = self.of(stage, name, seed)
+            for j, item in enumerate(items):
+                row = rows.get(item, {})
+                if row.get(column) is not None:
+                    found[i, j] = float(row[column]) / (row[weight] if weight else 1)
+        return found
+
+    def stopped(self, stage: str) -> Array:
+        """Whether replies ended."""
+        items = {item: None for seed in self.study.seeds for item in self.of(stage, "responses", seed)}
+        rows = [[self.of(stage, "responses", seed).get(item) for item in items] for seed in self.study.seeds]
+        return np.array([[np.nan if row is None else float(row["stop"] == "end") for row in some] for some in rows])
+
+    def facts(self, stage: str, seed: int) -> Mapping[str, Any]:
+        state = self.states.get(self.study.chains[seed][stage].key)
+        found: Mapping[str, Any] = state["ledger"][-1].get("facts", {}) if state else {}
+        return found
+
+
+def _mean(values: Array, name: str) -> dict[str, Any]:
+    there = np.isfinite(values)
+    if not there.any():
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    e = ratio(np.nan_to_num(values), there.astype(float), purpose=name)
+    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+
+
+def summary(told: Told) -> pl.DataFrame:
+    rows = []
+    for stage in STAGES:
+        row: Row = {"after": stage}
+        row |= _mean(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
+        row |= _mean(told.stopped(stage) if told.array(stage, "responses", "nll").size else np.zeros((0, 0)), "ended")
+        row |= _mean(told.array(stage, "responses", "rougeL"), "ROUGE-L")
+        row |= _mean(told.array(stage, "preferences", "correct"), "pairs right")
+        row |= _mean(told.array(stage, "preferences", "margin"), "margin")
+        row |= _mean(told.array(stage, "preferences", "kl"), "KL")
+        row |= _mean(told.array(stage, "sums", "correct"), "sums right")
+        loss = told.array(stage, "text", "nll", "tokens")
+        row["perplexity of text"] = math.exp(float(np.nanmean(loss))) if np.isfinite(loss).any() else None
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def claims(told: Told) -> pl.DataFrame:
+    """In the order of the chain, corrected together."""
+    nats, share = "nats a token", "share of items"
+    found = []
+
+    def pair(
+        text: str, after: str, before: str, name: str, column: str, unit: str, sign: int, weight: Any = None
+    ) -> None:
+        a, b = (told.array(stage, name, column, weight) for stage in (after, before))
+        found.append(tested(text, a, b, unit, text, direction=sign))
+
+    pair("SFT lowers the loss of held-out responses", SFT, BASE, "responses", "nll", nats, -1, "nll_tokens")
+    text = "SFT teaches to stop: more replies end"
+    found.append(tested(text, told.stopped(SFT), told.stopped(BASE), share, text, direction=1))
+    right = told.array(DPO, "preferences", "correct")
+    text = "DPO orders held-out pairs better than chance"
+    found.append(tested(text, right, np.full_like(right, 0.5), "share of pairs above ½", text, direction=1))
+    pair("DPO widens margins more than as much further SFT", DPO, CONTROL, "preferences", "margin", "nats", 1)
+    pair("DPO raises the loss of held-out responses", DPO, SFT, "responses", "nll", nats, 1, "nll_tokens")
+    pair("SFT and DPO raise the loss of running text", DPO, BASE, "text", "nll", nats, 1, "tokens")
+    pair("Training on sums raises their accuracy", SOLVER, DPO, "sums", "correct", share, 1)
+    most, by = chosen(told)
+    for text, other in (
+        (f"Best of {most} by the verifier beats the first solution", "first"),
+        (f"Best of {most} by the verifier beats the majority", "majority"),
+        (f"Best of {most} by the verifier beats a choice at random", "any"),
+    ):
+        if by is None:
+            found.append(untested(text, "share of problems", "no verdicts were read"))
+        else:
+            found.append(tested(text, by["best"], by[other], "share of problems", text, direction=1))
+    return decided(found)
+
+
+def chosen(told: Told, k: int | None = None) -> tuple[int, dict[str, Array] | None]:
+    """k (the largest, unless said) and for each way of choosing whether it is right [seeds, problems]."""
+    from lesion.measures.verification import choices
+
+    tables = []
+    for seed in told.study.seeds:
+        rows = list(told.of(VERIFIER, "verification", seed).values())
+        if not rows:
+            return told.study.solutions, None
+        made = choices(rows)
+        some = max(made) if k is None else k
+        of: dict[str, list[float]] = {}
+        for row in rows:
+            of.setdefault(row["example"], []).append(float(bool(row["correct"])))
+        anyone = {example: sum(values[:some]) / some for example, values in of.items()}
+        tables.append((some, {**made[some], "any": anyone}))
+    problems = sorted(set.intersection(*(set(table["first"]) for _, table in tables)))
+    ways = {way: np.array([[table[way][p] for p in problems] for _, table in tables]) for way in tables[0][1]}
+    return tables[0][0], ways
+
+
+def tables(told: Told) -> dict[str, pl.DataFrame]:
+    """The curve of best of k, what verifiers are worth, and what was trained."""
+    found: dict[str, pl.DataFrame] = {}
+    most, by = chosen(told)
+    if by is not None:
+        rows = []
+        for k in sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most}):
+            row: Row = {"k": k}
+            for way, values in (chosen(told, k)[1] or {}).items():
+                row |= _mean(values, way)
+            rows.append(row)
+        found["best of k"] = pl.DataFrame(rows, infer_schema_length=None)
+        found["verifiers"] = pl.DataFrame(
+            [_verifier(told, seed) for seed in told.study.seeds], infer_schema_length=None
+        )
+    trained = []
+    for seed in told.study.seeds:
+        for stage in (SFT, DPO, CONTROL, SOLVER, VERIFIER):
+            if facts := told.facts(stage, seed):
+                curve = facts.get("curve") or [{}]
+                row = {"step": stage, "seed": seed, "steps": facts["steps"], "first loss": curve[0].get("loss")}
+                row |= {"last loss": facts["loss"], "examples": facts.get("examples", facts.get("solutions"))}
+                trained.append({**row, "left out": facts.get("left_out"), "share moved": facts["moved"]})
+    if trained:
+        found["trainings"] = pl.DataFrame(trained, infer_schema_length=None)
+    return found
+
+
+def _verifier(told: Told, seed: int) -> Row:
+    from lesion import verifying
+
+    rows = [r for r in told.of(VERIFIER, "verification", seed).values() if r["chance"] is not None]
+    chances, right = [r["chance"] for r in rows], [bool(r["correct"]) for r in rows]
+    facts = told.facts(VERIFIER, seed)
+    row: Row = {"seed": seed, "trained on": facts.get("solutions"), "of which right": facts.get("right")}
+    row |= {"judged": len(rows), "right": sum(right) / len(right) if right else None}
+    row["AUROC"] = verifying.auroc(chances, right) if rows else None
+    row["calibration error"] = verifying.calibration_error(chances, right) if rows else None
+    return row
+
+
+def curves(told: Told) -> pl.DataFrame:
+    """The loss of each training as it fell, from the ledgers."""
+    rows = []
+    for seed in told.study.seeds:
+        for stage in (SFT, DPO, SOLVER, VERIFIER):
+            for point in told.facts(stage, seed).get("curve", []):
+                said = {
+                    "measure": f"training loss of {stage}",
+                    "unit": "nats",
+                    "better": "lower",
+                    "site": f"seed {seed}",
+                }
+                rows.append({**said, "dose": float(point["step"]), "value": point["loss"]})
+    return pl.DataFrame([{**dict.fromkeys(CURVES), **row} for row in rows], schema=CURVES)
+
+
+def generations(told: Told) -> pl.DataFrame:
+    found, seed = [], told.study.seeds[0]
+    for stage in STAGES:
+        for name in ("responses", "sums"):
+            for row in list(told.of(stage, name, seed).values())[:SHOWN]:
+                right = row.get("correct")
+                found.append(
+                    {
+                        "site": f"{stage}, {name}",
+                        "prompt": row["item"],
+                        "group": name,
+                        "asked": row["asked"],
+                        "dose": 1.0,
+                    }
+                    | {"text": row["text"] or "", "stop": row["stop"] or row["outcome"], "logprob": None, "seed": seed}
+                    | {"tokens": row["tokens"], "correct": None if right is None else bool(right)}
+                )
+    return pl.DataFrame(found, schema=GENERATIONS)

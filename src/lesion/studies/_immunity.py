@@ -1,0 +1,124 @@
+"""What `immunity` says of its readings: a row an arm, and each arm against the one that it differs from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lesion.claiming import decided, tested
+from lesion.stats import ratio
+from lesion.trial import Row
+
+if TYPE_CHECKING:
+    from lesion.studies.immunity import Immunity
+
+Array = NDArray[np.float64]
+AGAINST = {"monotone": "trained on", "healed": "trained on"}  # which were trained for as long
+CALLED = {"trained on": "Further training", "monotone": "A monotone mlp", "healed": "Having been healed"}
+CALLED |= {"int8": "int8", "nf4": "nf4"}
+NATS = "nats a token"
+
+
+@dataclass
+class Told:
+    """A study and the rows of its readings, by reading and item."""
+
+    study: Immunity
+    rows: Mapping[str, Mapping[str, Row]]
+
+    def array(self, arm: str, done: str, name: str, value: Callable[[Row], float | None]) -> Array:
+        """[seeds, items], NaN where there is none."""
+        of = [self._of(arm, done, name, seed) for seed in self.study.seeds]
+        items = list(dict.fromkeys(i for seed in self.study.seeds for i in self._of("plain", "nothing", name, seed)))
+        cells = [[rows.get(item) for item in items] for rows in of]
+        found = [[None if row is None else value(row) for row in some] for some in cells]
+        return np.array([[np.nan if x is None else x for x in some] for some in found], float).reshape(
+            len(of), len(items)
+        )
+
+    def _of(self, arm: str, done: str, name: str, seed: int) -> Mapping[str, Row]:
+        reading = self.study.cells.get((arm, done, seed), {}).get(name)
+        return {} if reading is None else self.rows.get(reading.key, {})
+
+    def loss(self, arm: str, done: str) -> Array:
+        return self.array(arm, done, "loss", lambda row: None if row["nll"] is None else row["nll"] / row["tokens"])
+
+    def harm(self, arm: str, kind: str) -> Array:
+        """How many nats a token a poison costs an arm."""
+        return self.loss(arm, kind) - self.loss(arm, "nothing")
+
+    def flipped(self, arm: str, manner: str) -> Array:
+        """How many nats a token of its target an attack costs an arm."""
+        return self.array(arm, "nothing", manner, lambda row: row["losses"] and row["losses"][-1] - row["losses"][0])
+
+
+def summary(told: Told) -> pl.DataFrame:
+    rows = []
+    for arm in told.study.arms:
+        row: Row = {"arm": arm, **_mean(told.loss(arm, "nothing"), "loss")}
+        for kind in ("random", "text"):
+            for done in (kind, f"{kind} beside"):
+                if (arm, done, told.study.seed) in told.study.cells:
+                    where = " into adapters" if done != kind else ""
+                    row |= _mean(told.harm(arm, done), f"{kind} poison{where}")
+        for manner, name in (("iterative", "HotFlip"), ("random", "random flips")):
+            row |= _mean(told.flipped(arm, manner), name)
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _mean(values: Array, name: str) -> dict[str, Any]:
+    there = np.isfinite(values)
+    if not there.any():
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    e = ratio(np.nan_to_num(values), there.astype(float), purpose=name)
+    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+
+
+def claims(told: Told) -> pl.DataFrame:
+    """First that poison and attacks do harm at all, then of each arm that they do less."""
+    from lesion.studies.immunity import CODED, PLAIN
+
+    found, least = [], told.study.margin
+
+    def less(text: str, mine: Array, theirs: Array) -> None:
+        found.append(tested(text, mine, theirs, NATS, text, direction=-1, smallest=least))
+
+    for kind in ("random", "text"):
+        text = f"Poison ({kind}) raises the loss of {PLAIN}"
+        found.append(tested(text, told.loss(PLAIN, kind), told.loss(PLAIN, "nothing"), NATS, text, direction=1))
+    text = f"HotFlip does more to {PLAIN} than random flips"
+    found.append(tested(text, told.flipped(PLAIN, "iterative"), told.flipped(PLAIN, "random"), NATS, text, direction=1))
+    for arm in told.study.arms:
+        if arm == PLAIN:
+            continue
+        other = AGAINST.get(arm, PLAIN) if AGAINST.get(arm) in told.study.arms else PLAIN
+        for kind in ("random", "text"):
+            done = f"{kind} beside" if arm in CODED else kind
+            where = " of adapters" if arm in CODED else ""
+            text = f"{CALLED[arm]} shields against {kind} poison{where}, beside {other}"
+            less(text, told.harm(arm, done), told.harm(other, done))
+        less(
+            f"{CALLED[arm]} shields against HotFlip, beside {other}",
+            *(told.flipped(a, "iterative") for a in (arm, other)),
+        )
+        text = f"{arm} predicts worse than {other} before anything is done to it"
+        found.append(tested(text, told.loss(arm, "nothing"), told.loss(other, "nothing"), NATS, text, direction=1))
+    return decided(found)
+
+
+def notes(told: Told) -> list[str]:
+    said = [
+        "Harm is the rise of the loss on held-out text (poison) or on the unchanged target (flips) over the same arm before, in "
+        "nats a token; arms are compared in harm. A model that is bad already has less to lose: see its loss before.",
+        "Poison trains what can be trained: all weights, or, beside codes, adapters; the plain arm with the same adapters stands "
+        "against those.",
+    ]
+    if told.study.subject == "smollm2":
+        said.append("SmolLM2's weights lie on a grid of four bits already: what quantising does is understated.")
+    return said

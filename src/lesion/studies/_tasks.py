@@ -1,0 +1,224 @@
+"""What `modern-tasks` says of its readings: a table of ways, paired claims, and where the errors are."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lesion.claiming import decided, tested
+from lesion.report.page import CURVES, GENERATIONS
+from lesion.report.tables import to_csv
+from lesion.stats import macro_f1, ratio
+from lesion.trial import Row
+
+if TYPE_CHECKING:
+    from lesion.store import Store
+    from lesion.studies.modern_tasks import ModernTasks
+
+Array = NDArray[np.float64]
+SHOWN = 24  # replies of each way that the page has
+WORST = 8  # wrong replies of each way in the table of errors
+GROUPS = 3  # of questions by length
+METRICS = {"correct": "accuracy", "rougeL": "ROUGE-L"}
+MORE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2"}
+
+
+@dataclass
+class Told:
+    """A study and the rows of its readings, by reading and item."""
+
+    study: ModernTasks
+    rows: Mapping[str, Mapping[str, Row]]
+
+    def of(self, task: str, way: str, seed: int) -> Mapping[str, Row]:
+        """A way that is not trained has one reading for all seeds."""
+        cells = self.study.cells
+        reading = cells.get((task, way, seed)) or cells.get((task, way, self.study.seeds[0]))
+        return {} if reading is None else self.rows.get(reading.key, {})
+
+    def seeds(self, task: str, way: str) -> list[int]:
+        return [seed for t, w, seed in self.study.cells if (t, w) == (task, way)]
+
+    def items(self, task: str) -> list[str]:
+        found: dict[str, None] = {}
+        for way in self.study.ways:
+            for seed in self.seeds(task, way):
+                found |= dict.fromkeys(self.of(task, way, seed))
+        return list(found)
+
+    def array(self, task: str, way: str, column: str, seeds: list[int] | None = None) -> Array:
+        """[seeds, items], NaN where there is none."""
+        items, chosen = self.items(task), self.seeds(task, way) if seeds is None else seeds
+        found = np.full((len(chosen), len(items)), np.nan)
+        for i, seed in enumerate(chosen):
+            rows = self.of(task, way, seed)
+            for j, item in enumerate(items):
+                value = rows.get(item, {}).get(column)
+                if value is not None:
+                    found[i, j] = float(value)
+        return found
+
+    def metric(self, task: str) -> str:
+        return self.study.known[task].metric
+
+
+def summary(told: Told) -> pl.DataFrame:
+    """A row for each task and way."""
+    rows = []
+    for task in told.study.tasks:
+        for way in told.study.ways:
+            row: Row = {"task": task, "way": way, "questions": len(told.items(task))}
+            row["trainings"] = len(told.seeds(task, way)) if way in ("LoRA", "full") else None
+            name = METRICS.get(told.metric(task), told.metric(task))
+            row |= {"metric": name, **_mean(told.array(task, way, told.metric(task)), "value", f"{task} {way}")}
+            for column, shown in MORE.items():
+                values = told.array(task, way, column)
+                row[shown] = float(np.nanmean(values)) if np.isfinite(values).any() else None
+            row["macro-F1"] = _f1(told, task, way)
+            nll, tokens = told.array(task, way, "nll"), told.array(task, way, "nll_tokens")
+            there = np.isfinite(nll)
+            row["loss of right replies"] = float(nll[there].sum() / tokens[there].sum()) if there.any() else None
+            row["ended"] = _ended(told, task, way)
+            rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _mean(values: Array, name: str, purpose: str) -> dict[str, Any]:
+    there = np.isfinite(values)
+    if not there.any():
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    e = ratio(np.nan_to_num(values), there.astype(float), purpose=purpose)
+    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+
+
+def _f1(told: Told, task: str, way: str) -> float | None:
+    pairs = [
+        (row["label"], row["chosen"])
+        for seed in told.seeds(task, way)
+        for row in told.of(task, way, seed).values()
+        if row["chosen"] is not None
+    ]
+    return macro_f1(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _ended(told: Told, task: str, way: str) -> float | None:
+    stops = [r["stop"] for s in told.seeds(task, way) for r in told.of(task, way, s).values() if r["stop"] is not None]
+    return stops.count("end") / len(stops) if stops else None
+
+
+def claims(told: Told) -> pl.DataFrame:
+    """Each later way against each earlier one, question by question; of trainings the seeds are drawn again too."""
+    found = []
+    for task in told.study.tasks:
+        metric = told.metric(task)
+        unit = METRICS.get(metric, metric)
+        for i, before in enumerate(told.study.ways):
+            for after in told.study.ways[i + 1 :]:
+                seeds = list(told.study.seeds) if {before, after} & {"LoRA", "full"} else [told.study.seeds[0]]
+                a, b = (told.array(task, way, metric, seeds) for way in (after, before))
+                text = f"{task}: {after} is better than {before}"
+                found.append(tested(text, a, b, unit, text, direction=1))
+    return decided(found)
+
+
+def curves(told: Told, store: Store) -> pl.DataFrame:
+    """The loss of each training as it fell, from the ledgers."""
+    rows = []
+    for (task, way, seed), reading in told.study.cells.items():
+        state = store.index.states.get(reading.trial.key)
+        if way not in ("LoRA", "full") or state is None:
+            continue
+        for point in state["ledger"][-1].get("facts", {}).get("curve", []):
+            said = {"measure": f"training loss, {task}", "unit": "nats a token", "better": "lower"}
+            rows.append({**said, "site": f"{way}, seed {seed}", "dose": float(point["step"]), "value": point["loss"]})
+    return pl.DataFrame([{**dict.fromkeys(CURVES), **row} for row in rows], schema=CURVES)
+
+
+def generations(told: Told) -> pl.DataFrame:
+    found = []
+    for task in told.study.tasks:
+        for way in told.study.ways:
+            seed = told.study.seeds[0]
+            for row in list(told.of(task, way, seed).values())[:SHOWN]:
+                right = row.get("correct")
+                found.append(
+                    {"site": f"{task}, {way}", "prompt": row["item"], "group": task, "asked": row["asked"]}
+                    | {"text": row["text"] or "", "stop": row["stop"] or row["outcome"], "dose": 1.0, "logprob": None}
+                    | {"seed": seed, "tokens": row["tokens"], "correct": None if right is None else bool(right)}
+                )
+    return pl.DataFrame(found, schema=GENERATIONS)
+
+
+def errors(told: Told) -> dict[str, pl.DataFrame]:
+    """Confusions, scores by the length of the question, and the worst replies."""
+    confusions, lengths, worst = [], [], []
+    for task in told.study.tasks:
+        metric = told.metric(task)
+        for way in told.study.ways:
+            rows = [row for seed in told.seeds(task, way) for row in told.of(task, way, seed).values()]
+            known = [row for row in rows if row.get(metric) is not None]
+            pairs = Counter((row["answer"], row["text"]) for row in known if row["chosen"] is not None)
+            for (right, said), count in sorted(pairs.items()):
+                confusions.append({"task": task, "way": way, "right": right, "said": said, "replies": count})
+            lengths += _by_length(task, way, known, metric)
+            bad = sorted(known, key=lambda row: (float(row[metric]), -(row["nll"] or 0.0)))[:WORST]
+            worst += [
+                {"task": task, "way": way, "question": row["asked"], "right": row["answer"], "said": row["text"]}
+                | {METRICS.get(metric, metric): float(row[metric])}
+                for row in bad
+                if float(row[metric]) < 1
+            ]
+    frames = {"confusion": confusions, "by length of the question": lengths, "worst replies": worst}
+    return {name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in frames.items() if rows}
+
+
+def _by_length(task: str, way: str, rows: list[Row], metric: str) -> list[Row]:
+    ordered = sorted(rows, key=lambda row: len(row["asked"]))
+    size = math.ceil(len(ordered) / GROUPS) or 1
+    found = []
+    for start in range(0, len(ordered), size):
+        some = ordered[start : start + size]
+        value = sum(float(row[metric]) for row in some) / len(some)
+        span = f"{len(some[0]['asked'])} to {len(some[-1]['asked'])}"
+        found.append({"task": task, "way": way, "characters": span, "replies": len(some), "value": value})
+    return found
+
+
+def notes(told: Told) -> list[str]:
+    """What a reader has to know."""
+    said = [
+        "All ways answer the same questions; claims pair them question by question. “loss of right replies” is that of the "
+        "written answer, its end token included, in nats a token.",
+        "Choices are ranked by their log-likelihood behind the question; other replies are written greedily and end with their "
+        "line.",
+    ]
+    if told.study.subject == "smollm2":
+        said.append(
+            "SmolLM2 is an instructed model, asked here in plain words; it may have seen these tasks in its training."
+        )
+    if told.study.source == "packaged" and "sst2" in told.study.tasks:
+        said.append(
+            "SST-2 is taught with rated snippets of film reviews; those among the tested sentences are left out, letter for "
+            "letter."
+        )
+    if told.study.repeats == 1:
+        said.append("One training of each: intervals speak of questions only, not of another training.")
+    return said
+
+
+def files(told: Told) -> dict[str, bytes]:
+    """One file of results for each task and way, as evaluation scripts are used to write."""
+    table = summary(told)
+    found = {"results.csv": to_csv(table)}
+    for task in told.study.tasks:
+        rows = [row for row in table.to_dicts() if row["task"] == task]
+        found[f"{task}.json"] = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+    return found

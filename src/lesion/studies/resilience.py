@@ -1,0 +1,185 @@
+"""resilience: which choices of architecture and training make a model harder to break?
+
+    scratch (MHA | GQA | MoE | sinks) → pretrain            → noise(σ) → Perplexity, Displacement
+    scratch (GQA) → pretrain → constrain → heal → release    the same: monotone
+    scratch (GQA) → pretrain → heal | sft | sft → dpo        the same: trained on, instructed, preferring
+
+for arm × σ × seed. Arms differ in one thing: those of architecture from the plain one in that, those of training in what came
+after. Noise is relative to each weight, so the damage of one dose is the same share of every weight in all arms, and what it
+did to the loss is compared within each arm, against the same arm undamaged, on the same tokens' documents.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from lesion.studies._decoders import shape, trained
+from lesion.study import Answer, Study
+from lesion.trial import Reading, Trial
+
+if TYPE_CHECKING:
+    from lesion.store import Store
+    from lesion.sweep import Sweep
+
+PLAIN = "GQA"
+ARMS = (PLAIN, "MHA", "MoE", "sink tokens", "sink logits", "monotone", "more text", "SFT", "DPO")
+TIERS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "small": {"size": "small", "vocabulary": 1024, "steps": 400, "batch": 16, "length": 128, "lr": 4e-3, "later": 100}
+    | {"documents": 16, "precision": "bfloat16", "repeats": 3, "doses": (0.1, 0.2, 0.35, 0.6, 1.0)},
+    "smoke": {"size": "smoke", "vocabulary": 512, "steps": 10, "batch": 4, "length": 48, "lr": 1e-2, "later": 3}
+    | {"documents": 3, "precision": "float32", "repeats": 2, "doses": (0.2, 0.5, 1.0), "warmup": 2}
+    | {"arms": (PLAIN, "MHA", "MoE", "monotone")},
+}
+
+
+class Resilience(Study):
+    """The same lesions on models that differ in one thing."""
+
+    tier: Literal["full", "small", "smoke"] = Field(
+        default="full", description="hours on a card, half an hour on two cores, or seconds"
+    )
+    arms: tuple[str, ...] = Field(default=ARMS, min_length=2, description=", ".join(ARMS))
+    size: str = Field(default="30m", description="of the decoders: 1m, 6m, 30m, 125m, 350m, 1b, tiny, small or smoke")
+    vocabulary: int = Field(default=4096, ge=260, description="ids of the tokenizer, learned from the corpus")
+    corpus: str = Field(default="novels", description="what is trained on")
+    held_out: str = Field(default="austen", description="what is read")
+    documents: int = Field(default=24, ge=2, description="its first so many documents")
+    length: int = Field(default=256, ge=8, description="tokens of a training row, and of the perplexity window")
+    steps: int = Field(default=2000, ge=1, description="steps of pretraining")
+    later: int = Field(default=400, ge=1, description="steps of whatever comes after it")
+    batch: int = Field(default=16, ge=1, description="rows of a step")
+    lr: float = Field(default=2e-3, gt=0, description="learning rate of pretraining; what comes after has a tenth")
+    warmup: int = Field(default=30, ge=0, description="steps over which it rises")
+    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of training")
+    experts: int = Field(default=4, ge=2, description="experts of MoE, two a token")
+    site: str = Field(default="attention+mlp", description="what is damaged")
+    doses: tuple[float, ...] = Field(
+        default=(0.05, 0.1, 0.2, 0.35, 0.6, 1.0), min_length=3, description="σ of multiplicative noise"
+    )
+    margin: float = Field(default=0.05, gt=0, description="nats a token: a smaller difference is called none")
+    repeats: int = Field(default=3, ge=1, description="trainings and draws of noise: seed, seed + 1, …")
+    seed: int = Field(default=0, ge=0, description="first seed")
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return TIERS.get(given.get("tier", "full"), {})
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        shape(self.size)
+        if odd := [arm for arm in self.arms if arm not in ARMS]:
+            raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(ARMS)}")
+        if PLAIN not in self.arms or len(set(self.arms)) < len(self.arms):
+            raise ValueError(
+                f"arms differ from each other, and {PLAIN!r} is one of them: the others are compared with it"
+            )
+        if list(self.doses) != sorted(set(self.doses)) or self.doses[0] <= 0:
+            raise ValueError(f"doses rise, and the first is above 0; got {self.doses}")
+        return self
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.repeats)
+
+    @cached_property
+    def _tasks(self) -> dict[str, Any]:
+        from lesion.tasks import Instructions, Preferences
+
+        return {"sft": Instructions().pin(), "dpo": Preferences().pin()}
+
+    @cached_property
+    def whole(self) -> dict[tuple[str, int], Trial]:
+        """(arm, seed) → the undamaged model."""
+        return {(arm, seed): self._arm(arm, seed) for arm, seed in itertools.product(self.arms, self.seeds)}
+
+    def _arm(self, arm: str, seed: int) -> Trial:
+        from lesion.steps import Constrain, Dpo, Heal, Release, Sft
+
+        of = shape(self.size)
+        config: dict[str, Any] = {"vocab_size": self.vocabulary, "max_position_embeddings": max(512, 4 * self.length)}
+        kinds: dict[str, dict[str, Any]] = {
+            "MHA": {"num_key_value_heads": of["num_attention_heads"]},
+            "MoE": {"experts": self.experts, "intermediate_size": of["intermediate_size"] // 2},  # two of them a token
+            "sink tokens": {"sinks": "tokens", "sink_tokens": 1, "window": self.length - 1},
+            "sink logits": {"sinks": "logit"},
+        }
+        names = ("corpus", "length", "steps", "batch", "lr", "warmup", "precision")
+        training: dict[str, Any] = {name: getattr(self, name) for name in names} | {
+            "documents": "joined",
+            "floor": 0.02,
+        }
+        born = trained(self.size, config | kinds.get(arm, {}), training, seed)
+        how: dict[str, Any] = {"steps": self.later, "batch": self.batch, "lr": self.lr / 10, "seed": seed}
+        how |= {"warmup": min(self.warmup, self.later), "precision": self.precision}
+        text: dict[str, Any] = {**how, "corpus": self.corpus, "length": self.length, "documents": "joined", "skip": 0}
+        replies: dict[str, Any] = {**how, "length": max(384, self.length), "batch": max(1, self.batch // 2)}
+        if arm == "monotone":
+            return (born >> Constrain(init="signature") >> Heal(**text) >> Release()).pin()
+        if arm == "more text":
+            return (born >> Heal(**text)).pin()
+        if arm in ("SFT", "DPO"):
+            taught = born >> Sft(**replies, task=self._tasks["sft"])
+            if arm == "SFT":
+                return taught.pin()
+            prefer: dict[str, Any] = {**replies, "lr": self.lr / 100, "batch": max(1, self.batch // 4), "cut": 128}
+            return (taught >> Dpo(**prefer, task=self._tasks["dpo"])).pin()
+        return born
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, float, int], dict[str, Reading]]:
+        """(arm, σ, seed) → its readings; σ = 0 is the undamaged arm."""
+        from lesion.measures import Displacement, Perplexity
+        from lesion.steps import Noise
+
+        text: dict[str, Any] = {"corpus": self.held_out, "documents": self.documents}
+        read = Perplexity(**text, tokens=4 * self.length, window=self.length, stride=self.length // 2).pin()
+        found: dict[tuple[str, float, int], dict[str, Reading]] = {}
+        for (arm, seed), trial in self.whole.items():
+            moved = Displacement(reference=trial, **{**text, "documents": 2}, tokens=self.length).pin()
+            for dose in (0.0, *self.doses):
+                hurt = trial >> Noise(site=self.site, sigma=dose, seed=seed) if dose else trial
+                found[arm, dose, seed] = {"perplexity": Reading(trial=hurt, measure=read)}
+                if dose == self.doses[len(self.doses) // 2]:
+                    found[arm, dose, seed]["displacement"] = Reading(trial=hurt, measure=moved)
+        return found
+
+    def readings(self) -> list[Reading]:
+        return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
+
+    def answer(self, store: Store) -> Answer:
+        from lesion.studies import _resilience as say
+
+        rows = self.rows(store)
+        sweep = self.sweep(rows)
+        return Answer(
+            question=f"Which choices make a decoder of size {self.size} harder to break?",
+            sentences=[
+                f"scratch ({self.size}) → pretrain → [constrain → heal → release | heal | sft → dpo] → noise → perplexity",
+                f"for arm in {', '.join(self.arms)}",
+                f"for σ in {', '.join(f'{dose:g}' for dose in self.doses)}; seed in {', '.join(map(str, self.seeds))}",
+            ],
+            summary=say.summary(sweep),
+            curves=sweep.curves(say.OUTCOMES),
+            generations=say.nothing(),
+            claims=say.claims(self, sweep),
+            heat=say.heat(sweep),
+            extra=say.tables(self, sweep, rows),
+            notes=[*say.notes(self), *self.said_of_missing(store)],
+            missing=self.missing(store),
+            words=("arm", "σ"),
+        )
+
+    def sweep(self, rows: Mapping[str, Mapping[str, Any]]) -> Sweep:
+        from lesion.sweep import Sweep
+
+        found = {
+            cell: {name: rows.get(reading.key, {}) for name, reading in readings.items() if name == "perplexity"}
+            for cell, readings in self.cells.items()
+        }
+        return Sweep(self.arms, [0.0, *self.doses], self.seeds, found)
