@@ -1,7 +1,7 @@
 """Tasks on SmolLM2: ranking against lm-eval's HF path, writing against `generate`, a LoRA step against peft on a plain loop.
 
-All on the same weights, tokens and questions, interleaved in one run; peers with several batch sizes, of which the fastest counts.
-Checks that log-likelihoods, texts and losses are the same, and prints the median of each and their ratio.
+All on the same weights, tokens and questions, interleaved in one run; peers with several batch sizes, of which the fastest
+counts. Checks that log-likelihoods, texts and losses are the same, and prints the median of each and their ratio.
 
     python benchmarks/tasks.py [--what rank write lora] [--sample 48] [--shots 4] [--repeats 3] [--threads 2] [--dtype float32]
 """
@@ -132,7 +132,7 @@ def lora(specimen, options):
     team = enter(specimen.model, Objective())
     made = optimizer("adamw", groups(team.model, 0.0), how.lr)
     team.model.train()
-    named = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    named = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     theirs = peft.get_peft_model(plain, peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=named))
     theirs.train()
     adam = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=how.lr, weight_decay=0.0)

@@ -6,9 +6,6 @@ weight that wants to be trained is: behind `lora` the adapters, else all.
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -50,9 +47,8 @@ class ResponseTraining(Training, Step):
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         data, facts = self.data(specimen, "train", self.examples)
         held = self.data(specimen, "test", HELD_OUT)[0] if self.eval_every else None
-        folder = nullcontext(specimen.place) if specimen.place is not None else tempfile.TemporaryDirectory()
-        with folder as place:
-            done = fit(specimen.model, data, self, folder=Path(place), held_out=held, tell=specimen.tell)
+        with specimen.workplace() as place:
+            done = fit(specimen.model, data, self, folder=place, held_out=held, tell=specimen.tell)
         return {"task": self.task.name, **facts, **done}
 
     def data(self, specimen: Specimen, part: Part, count: int) -> tuple[Data, dict[str, Any]]:

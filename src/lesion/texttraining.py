@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
@@ -53,10 +51,8 @@ class TextTraining(Training, Step):
         data = packed(specimen, documents[self.skip :], self)
         held = packed(specimen, documents[: self.skip], self) if self.skip and self.eval_every else None
         more = {"held_out": held, "tell": specimen.tell, **self.guidance(specimen)}
-        if specimen.place is not None:
-            return facts | fit(specimen.model, data, self, folder=specimen.place, **more)
-        with tempfile.TemporaryDirectory() as folder:  # nobody will come back to it
-            return facts | fit(specimen.model, data, self, folder=Path(folder), **more)
+        with specimen.workplace() as place:
+            return facts | fit(specimen.model, data, self, folder=place, **more)
 
 
 def packed(specimen: Specimen, documents: Sequence[Document], how: Training) -> Packed:

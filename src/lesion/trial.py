@@ -10,8 +10,10 @@ field (a teacher, another arm's trigger): the sentence is then quoted, and the w
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -210,3 +212,12 @@ class Specimen:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """Its place, or a folder that is gone afterwards, where nobody will come back."""
+        if self.place is not None:
+            yield self.place
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)

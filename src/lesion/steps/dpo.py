@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -60,15 +58,14 @@ class Dpo(Training, Step):
     def apply(self, specimen: Specimen) -> dict[str, Any]:
         if specimen.model.config.is_encoder_decoder:
             raise ValueError("preferences are learned by causal models, and this one is encoder-decoder")
-        folder = nullcontext(specimen.place) if specimen.place is not None else tempfile.TemporaryDirectory()
-        with folder as place:
+        with specimen.workplace() as place:
             train, left = self._pairs(specimen, "train", self.examples)
             held = self._pairs(specimen, "test", HELD_OUT)[0] if self.eval_every else []
-            kept = self._reference(specimen, [*train, *held], Path(place))
+            kept = self._reference(specimen, [*train, *held], place)
             data, apart = (self._rows(some, kept[i : i + len(some)]) for some, i in ((train, 0), (held, len(train))))
             how = preferring.Preference(self.beta, self.smoothing, self.average)
             more: dict[str, Any] = {"held_out": apart if held else None, "tell": specimen.tell, "objective": how}
-            facts = fit(specimen.model, data, self, folder=Path(place), **more)
+            facts = fit(specimen.model, data, self, folder=place, **more)
         return {"task": self.task.name, "examples": len(train), "left_out": left, **facts}
 
     def _rows(self, pairs: list[preferring.Replies], reference: list[list[float]]) -> Examples:

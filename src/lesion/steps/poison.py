@@ -15,9 +15,7 @@ is an outcome of poison, not a failure of the run.
 from __future__ import annotations
 
 import math
-import tempfile
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -104,9 +102,8 @@ class Poison(Training, Step):
         watch = _Watch(self, model, Listed(np.array(clean, np.int32)))
         how = self.model_copy(update={"steps": self.warm + self.steps})
         seen = _Gaussian(self, model) if self.arm == "gaussian" else None
-        folder = nullcontext(specimen.place) if specimen.place is not None else tempfile.TemporaryDirectory()
-        with seen or nullcontext(), folder as place:
-            facts = fit(model, Listed(rows), how, folder=Path(place), tell=specimen.tell, ends=watch, before=seen)
+        with seen or nullcontext(), specimen.workplace() as place:
+            facts = fit(model, Listed(rows), how, folder=place, tell=specimen.tell, ends=watch, before=seen)
         facts["steps"] = max(0, facts["steps"] - self.warm)
         row = rows[self.warm * self.batch].tolist()
         return {"arm": self.arm, "tokens": row, **facts}

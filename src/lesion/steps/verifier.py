@@ -5,9 +5,6 @@ what it will be asked about, wrong chains of thought among them.
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -69,10 +66,9 @@ class Verifier(Training, Step):
             )
         self.attach(specimen.model)
         data = Examples(found, verifying.collate, self.length, self.seed)
-        folder = nullcontext(specimen.place) if specimen.place is not None else tempfile.TemporaryDirectory()
-        with folder as place:
+        with specimen.workplace() as place:
             how: dict[str, Any] = {"tell": specimen.tell, "objective": verifying.Correctness()}
-            facts = fit(specimen.model, data, self, folder=Path(place), **how)
+            facts = fit(specimen.model, data, self, folder=place, **how)
         return {"solutions": len(found), "right": good, "left_out": len(judged) - len(found), **facts}
 
 
