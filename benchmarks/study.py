@@ -22,8 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lesion import Lab
+from lesion.asking import end_tokens
 from lesion.batteries import battery
-from lesion.measures.generation import end_tokens
 from lesion.packaged import SMOLLM2, folder
 from lesion.sites import resolve
 from lesion.studies import Degrade

@@ -57,12 +57,17 @@ def end(specimen: Specimen) -> int:
     return int(found)
 
 
-def ends(specimen: Specimen, line: bool) -> frozenset[int]:
-    """Tokens that end a reply: the end tokens, and, where a reply is one line, whatever begins another one."""
+def end_tokens(specimen: Specimen) -> frozenset[int]:
+    """Ids that end a text: those of the model's generation settings and the tokenizer's end token."""
     named: Any = getattr(specimen.model.generation_config, "eos_token_id", None)
     found = set(named) if isinstance(named, (list, tuple)) else {named}
     found |= {getattr(specimen.tokenizer, "eos_token_id", None)}
-    return frozenset(found - {None}) | (_of_new_lines(specimen.tokenizer) if line else frozenset())
+    return frozenset(found - {None})
+
+
+def ends(specimen: Specimen, line: bool) -> frozenset[int]:
+    """Tokens that end a reply: the end tokens, and, where a reply is one line, whatever begins another one."""
+    return end_tokens(specimen) | (_of_new_lines(specimen.tokenizer) if line else frozenset())
 
 
 def pairs(

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lesion.report.claims import CLAIMS
-from lesion.stats import ALPHA, compare, equivalent, holm, verdict
+from lesion.stats import ALPHA, compare, equivalent, holm, ratio, verdict
 from lesion.sweep import pairs
 
 Array = NDArray[np.float64]
@@ -59,3 +59,13 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
                 row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]
             )
     return pl.DataFrame(rows, schema=CLAIMS)
+
+
+def averaged(values: Array, name: str) -> dict[str, Any]:
+    """The mean over [seeds, items] with its crossed bootstrap interval, as three columns of a summary; None where there is no
+    value."""
+    there = np.isfinite(values)
+    if not there.any():
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    e = ratio(np.where(there, values, 0.0), there.astype(float), purpose=name)
+    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}

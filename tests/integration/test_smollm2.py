@@ -11,13 +11,13 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lesion import packaged, streams
+from lesion.asking import end_tokens
 from lesion.batteries import Prompt as Question
 from lesion.batteries import battery
 from lesion.decode import Prompt, continue_texts
 from lesion.digest import combined, digests
 from lesion.inference import inference
 from lesion.measures import Generation, Perplexity
-from lesion.measures.generation import end_tokens
 from lesion.sampling import Sampling
 from lesion.subjects import SmolLM2
 from lesion.texts import corpus

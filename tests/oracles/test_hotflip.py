@@ -281,8 +281,8 @@ def test_attacked_answers_are_what_the_model_writes_after_the_changed_tokens(fam
     rows, attacks = read(here, measure), {row["item"]: row for row in read(here, flips)}
     answers = {row["item"]: row for row in read(here, asking)}
     assert [row["item"] for row in rows] == [item for item in answers if attacks[item]["outcome"] == "attacked"]
+    from lesion.asking import end_tokens
     from lesion.decode import Prompt, continue_texts
-    from lesion.measures.generation import end_tokens
     from lesion.sampling import Sampling
 
     for row in rows:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from lesion import asking
 from lesion.batteries import Prompt, battery, battery_digest, grade, picture_digest
 from lesion.trial import Measure, Row, Specimen
 
@@ -73,7 +74,7 @@ class Generation(Measure):
             asked,
             how,
             new_tokens=self.new_tokens,
-            ends=end_tokens(specimen),
+            ends=asking.end_tokens(specimen),
             seed=self.seed,
             batch=self.batch,
         )
@@ -151,11 +152,3 @@ class Generation(Measure):
             "ended": sum(row["stop"] == "end" for row in rows) / len(rows),
             "not_finite": sum(row["stop"] == "not finite" for row in rows),
         }
-
-
-def end_tokens(specimen: Specimen) -> frozenset[int]:
-    """Ids that end a text: those of the model's generation settings and the tokenizer's end token."""
-    named = getattr(specimen.model.generation_config, "eos_token_id", None)
-    ends = set(named) if isinstance(named, (list, tuple)) else {named}
-    ends.add(getattr(specimen.tokenizer, "eos_token_id", None))
-    return frozenset(end for end in ends if end is not None)

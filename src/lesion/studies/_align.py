@@ -11,9 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lesion.claiming import decided, tested, untested
+from lesion.claiming import averaged, decided, tested, untested
 from lesion.report.page import CURVES, GENERATIONS
-from lesion.stats import ratio
 from lesion.studies.modern_align import BASE, CONTROL, DPO, SFT, SOLVER, STAGES, VERIFIER, ModernAlign
 from lesion.trial import Row
 
@@ -69,25 +68,19 @@ class Told:
         return found
 
 
-def _mean(values: Array, name: str) -> dict[str, Any]:
-    there = np.isfinite(values)
-    if not there.any():
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    e = ratio(np.nan_to_num(values), there.astype(float), purpose=name)
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-
-
 def summary(told: Told) -> pl.DataFrame:
     rows = []
     for stage in STAGES:
         row: Row = {"after": stage}
-        row |= _mean(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
-        row |= _mean(told.stopped(stage) if told.array(stage, "responses", "nll").size else np.zeros((0, 0)), "ended")
-        row |= _mean(told.array(stage, "responses", "rougeL"), "ROUGE-L")
-        row |= _mean(told.array(stage, "preferences", "correct"), "pairs right")
-        row |= _mean(told.array(stage, "preferences", "margin"), "margin")
-        row |= _mean(told.array(stage, "preferences", "kl"), "KL")
-        row |= _mean(told.array(stage, "sums", "correct"), "sums right")
+        row |= averaged(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
+        row |= averaged(
+            told.stopped(stage) if told.array(stage, "responses", "nll").size else np.zeros((0, 0)), "ended"
+        )
+        row |= averaged(told.array(stage, "responses", "rougeL"), "ROUGE-L")
+        row |= averaged(told.array(stage, "preferences", "correct"), "pairs right")
+        row |= averaged(told.array(stage, "preferences", "margin"), "margin")
+        row |= averaged(told.array(stage, "preferences", "kl"), "KL")
+        row |= averaged(told.array(stage, "sums", "correct"), "sums right")
         loss = told.array(stage, "text", "nll", "tokens")
         row["perplexity of text"] = math.exp(float(np.nanmean(loss))) if np.isfinite(loss).any() else None
         rows.append(row)
@@ -158,7 +151,7 @@ def tables(told: Told) -> dict[str, pl.DataFrame]:
         for k in sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most}):
             row: Row = {"k": k}
             for way, values in (chosen(told, k)[1] or {}).items():
-                row |= _mean(values, way)
+                row |= averaged(values, way)
             rows.append(row)
         found["best of k"] = pl.DataFrame(rows, infer_schema_length=None)
         found["verifiers"] = pl.DataFrame(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lesion.claiming import decided, tested
-from lesion.stats import ratio
+from lesion.claiming import averaged, decided, tested
 from lesion.trial import Row
 
 if TYPE_CHECKING:
@@ -60,24 +59,16 @@ class Told:
 def summary(told: Told) -> pl.DataFrame:
     rows = []
     for arm in told.study.arms:
-        row: Row = {"arm": arm, **_mean(told.loss(arm, "nothing"), "loss")}
+        row: Row = {"arm": arm, **averaged(told.loss(arm, "nothing"), "loss")}
         for kind in ("random", "text"):
             for done in (kind, f"{kind} beside"):
                 if (arm, done, told.study.seed) in told.study.cells:
                     where = " into adapters" if done != kind else ""
-                    row |= _mean(told.harm(arm, done), f"{kind} poison{where}")
+                    row |= averaged(told.harm(arm, done), f"{kind} poison{where}")
         for manner, name in (("iterative", "HotFlip"), ("random", "random flips")):
-            row |= _mean(told.flipped(arm, manner), name)
+            row |= averaged(told.flipped(arm, manner), name)
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _mean(values: Array, name: str) -> dict[str, Any]:
-    there = np.isfinite(values)
-    if not there.any():
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    e = ratio(np.nan_to_num(values), there.astype(float), purpose=name)
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
 def claims(told: Told) -> pl.DataFrame:

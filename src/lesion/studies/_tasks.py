@@ -7,16 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lesion.claiming import decided, tested
+from lesion.claiming import averaged, decided, tested
 from lesion.report.page import CURVES, GENERATIONS
 from lesion.report.tables import to_csv
-from lesion.stats import macro_f1, ratio
+from lesion.stats import macro_f1
 from lesion.trial import Row
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def summary(told: Told) -> pl.DataFrame:
             row: Row = {"task": task, "way": way, "questions": len(told.items(task))}
             row["trainings"] = len(told.seeds(task, way)) if way in ("LoRA", "full") else None
             name = METRICS.get(told.metric(task), told.metric(task))
-            row |= {"metric": name, **_mean(told.array(task, way, told.metric(task)), "value", f"{task} {way}")}
+            row |= {"metric": name, **averaged(told.array(task, way, told.metric(task)), "value")}
             for column, shown in MORE.items():
                 values = told.array(task, way, column)
                 row[shown] = float(np.nanmean(values)) if np.isfinite(values).any() else None
@@ -89,14 +89,6 @@ def summary(told: Told) -> pl.DataFrame:
             row["ended"] = _ended(told, task, way)
             rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _mean(values: Array, name: str, purpose: str) -> dict[str, Any]:
-    there = np.isfinite(values)
-    if not there.any():
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    e = ratio(np.nan_to_num(values), there.astype(float), purpose=purpose)
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
 
 
 def _f1(told: Told, task: str, way: str) -> float | None:
