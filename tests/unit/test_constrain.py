@@ -185,3 +185,38 @@ def test_a_loss_that_jumps_or_never_arrives_is_said():
     with pytest.raises(ValueError, match="do not reach"):
         search(lambda dose: 2.0, 0.1, 2.0, 3.0, 0.01)
     assert search(lambda dose: 2.0, 0.1, 2.0, 2.005, 0.01) == 0.0
+
+
+def test_a_released_model_computes_the_same_and_can_be_damaged():
+    import torch
+
+    from lesion.bench import Bench
+    from lesion.steps import Constrain, Noise, Release
+    from lesion.subjects import Scratch
+
+    bench = Bench(Scratch().load())
+    with pytest.raises(ValueError, match="nothing in this model is held to a sign"):
+        Release().apply(bench.specimen)
+    bench.apply(Constrain(init="signature"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = bench.specimen.model(input_ids=ids).logits
+    with pytest.raises(ValueError, match="is parametrized"):
+        Noise(site="mlp", sigma=0.1).apply(bench.specimen)
+    bench.apply(Release())
+    assert bench.specimen.ledger[-1]["facts"]["matrices"] == 6
+    with torch.no_grad():
+        assert torch.equal(bench.specimen.model(input_ids=ids).logits, before)
+    with bench.applied(Noise(site="mlp", sigma=0.1)):
+        assert bench.specimen.ledger[-1]["changed"]
+
+
+def test_a_damage_behind_a_release_is_read(lab):
+    from lesion.measures import Perplexity
+    from lesion.steps import Constrain, Noise, Release
+    from lesion.subjects import Scratch
+
+    trial = Scratch() >> Constrain() >> Release()
+    read = Perplexity(documents=1, tokens=24, window=24, stride=12)
+    rows = lab.read([trial, trial >> Noise(site="mlp", sigma=0.5)], [read])
+    assert rows.height == 2 and rows["nll"].n_unique() == 2

@@ -870,3 +870,47 @@ def test_sizes_are_the_published_ones(name):
         assert (len(views), sum(view.tensor.numel() for view in views)) == expected, site
     everything = resolve(model, EVERYTHING.get(model.config.model_type, "all+norm"), biases=True)
     assert sum(view.tensor.numel() for view in everything) == total
+
+
+# ---------------------------------------------------------------------- experts
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    from lesion.subjects import Scratch
+
+    return Scratch(architecture="tiny-decoder", config={"experts": 4}).load()
+
+
+def test_experts_are_addressed_like_an_mlp(mixture):
+    views = resolve(mixture.model, "mlp@1")
+    shapes = {view.part: tuple(view.tensor.shape) for view in views}
+    assert shapes == {"mlp.in": (4, 96, 64), "mlp.gate": (4, 96, 64), "mlp.out": (4, 64, 96), "mlp.router": (4, 64)}
+    both = mixture.model.model.layers[1].mlp.gate_up_proj
+    gate, up = (next(v.tensor for v in views if v.part == part) for part in ("mlp.gate", "mlp.in"))
+    assert torch.equal(torch.cat((gate, up), 1), both), "gate comes first, as `Experts.forward` cuts them"
+    assert {v.part for v in resolve(mixture.model, "all")} >= {"mlp.router", "mlp.in", "attention.value"}
+
+
+def test_what_experts_have_not_is_refused_by_name(mixture):
+    from lesion.steps import Ablate, Constrain, Lora
+
+    for step, why in (
+        (Ablate(site="mlp", share=0.5, unit="neuron"), "is not divided into such units"),
+        (Lora(site="mlp"), "is no module of its own"),
+        (Constrain(), "module|matri"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            step.apply(mixture)
+
+
+def test_noise_on_experts_is_undone_bit_for_bit(mixture):
+    from lesion.bench import Bench
+    from lesion.digest import digests
+    from lesion.steps import Noise, Quantise
+
+    bench, before = Bench(mixture), digests(mixture.model)
+    for step in (Noise(site="mlp", sigma=0.3, seed=1), Quantise(site="mlp", levels=8, channel="output")):
+        with bench.applied(step):
+            assert bench.specimen.ledger[-1]["changed"]
+        assert digests(mixture.model) == before
