@@ -1,7 +1,8 @@
 """Examples of a task as tokens of a model: what it reads, and what it is to write.
 
     plain       the task's own words, a space, the reply
-    template    the same words as a user's turn of the tokenizer's chat template, the reply as the assistant's
+    template    the conversation through the tokenizer's chat template, or the same words as a user's turn; the reply is the
+                assistant's
 
 Prompt and reply become tokens apart from each other, so that a prompt has the same tokens whether a reply stands behind it, is
 ranked, or is yet to be written. Behind a reply stands the end token: it is taught like every other one.
@@ -37,8 +38,10 @@ def prompt(specimen: Specimen, task: AnyTask, example: Example, chat: Chat, befo
     text = before + task.prompt(example)
     if not templated(specimen, chat):
         return list(tokenizer(text)["input_ids"])
-    turn = [{"role": "user", "content": text.strip()}]
-    made = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    said = example.turns or (("user", task.prompt(example).strip()),)
+    turns = [{"role": role, "content": words} for role, words in said]
+    turns[-1]["content"] = before + turns[-1]["content"]
+    made = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(made, add_special_tokens=False)["input_ids"])
 
 

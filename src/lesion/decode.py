@@ -52,6 +52,7 @@ class Continuation:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop: str = ""  # "end": the model ended; "length": the limit did; "not finite": the logits were NaN or infinite
+    ended_by: int | None = None  # the token that ended it, where one did
     duration: float = 0.0  # seconds from the start of its slot to its last token
 
 
@@ -126,7 +127,7 @@ def _run(
             else:
                 c.logprobs.append(log)
                 if end:
-                    c.stop = "end"
+                    c.stop, c.ended_by = "end", t
                 else:
                     c.tokens.append(t)
                     c.stop = "length" if len(c.logprobs) == new_tokens else ""

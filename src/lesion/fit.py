@@ -149,7 +149,7 @@ def fit(
         team.model.activation_checkpointing_enable({"use_reentrant": False})
     last: dict[str, Any] = {"step": first, "loss": losses[-1] if losses else None}
     ended: str | None = None
-    team.model.train()
+    team.model.train(team.objective.dropout)
     arranged = compiled(team.model) if how.compile else nullcontext()
     with fast_products(team.model), arranged, listening(), _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):

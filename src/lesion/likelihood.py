@@ -26,7 +26,10 @@ class Window:
 
 
 def context_of(text: Any) -> int | None:
-    """Most tokens that a model with this text configuration reads at once; None where it has no such limit."""
+    """Most tokens that a model with this text configuration reads at once; None where it has no such limit, as with T5's relative
+    positions, whatever length it was trained on."""
+    if hasattr(text, "relative_attention_num_buckets"):
+        return None
     return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
 
 

@@ -142,6 +142,8 @@ class Objective:
     This one is language modelling: −ln p, and a unit is a scored token.
     """
 
+    dropout = True  # whether the model is trained in training mode, with whatever dropout it has
+
     def total(self, model: Any, *batch: Any) -> torch.Tensor:
         """The sum over a batch, float64, differentiable."""
         return sum_of_losses(model, *batch)

@@ -25,7 +25,9 @@ Replies = tuple[list[int], list[int], list[int]]  # tokens of a prompt, of the b
 
 
 class Preference(Objective):
-    """The loss above; a unit is a pair."""
+    """The loss above; a unit is a pair. Without dropout, as the reference was read: else the loss at π = r would not be ln 2."""
+
+    dropout = False
 
     def __init__(self, beta: float, smoothing: float, average: bool):
         self.beta, self.smoothing, self.average = beta, smoothing, average
@@ -74,6 +76,11 @@ def replies(
         better, worse = ([*part[:cut]] if cut else part for part in both)
         found.append((asking.prompt(specimen, task, e, chat), better, worse))
     return found
+
+
+def differ(pair: Replies) -> bool:
+    """Whether the replies of a pair are still two, after they were cut."""
+    return pair[1] != pair[2]
 
 
 def rows(pairs: Sequence[Replies]) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:

@@ -53,6 +53,8 @@ class ResponseTraining(Training, Step):
 
     def data(self, specimen: Specimen, part: Part, count: int) -> tuple[Data, dict[str, Any]]:
         """Rows, and facts about them. Raises ValueError where no example fits into a row."""
+        if getattr(specimen.model.config, "sinks", None) == "tokens":
+            raise ValueError("a row of examples cannot begin with learned sink tokens: each example would need its own")
         found = asking.pairs(specimen, self.task, sampled(self.task.examples(part), count, self.seed), self.chat)
         both = specimen.model.config.is_encoder_decoder
         sizes = [max(len(a), len(b)) if both else len(a) + len(b) for a, b in found]

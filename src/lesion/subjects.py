@@ -312,6 +312,13 @@ class AsDecoder(Subject):
         return specimen
 
 
+def precise(text: str) -> Subject:
+    """A subject as it is written on a command line, held in float32: many are stored in sixteen bits, to which the small
+    updates of a training would be rounded away once it is over."""
+    found = parse(text)
+    return found.model_copy(update={"dtype": "float32"}) if getattr(found, "dtype", None) == "auto" else found
+
+
 def parse(text: str, dtype: str = "auto") -> Subject:
     """A subject as it is written on a command line: smollm2, tiny, tiny-llama, org/name, org/name@revision, ./folder.
 

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -35,6 +36,7 @@ class Example:
     answer: str
     choices: tuple[str, ...] = ()
     label: int | None = None
+    turns: tuple[tuple[str, str], ...] = ()  # roles and words of a conversation, where it is one: for chat templates
 
 
 class AnyTask(Spec):
@@ -67,13 +69,13 @@ class AnyTask(Spec):
         """Raises ValueError where they are no longer those that were pinned, or where there are none."""
         found = loaded(self)
         if self.sha256 is not None:
-            self.with_digest(f"task {self.name!r}", digest(found))
+            self.with_digest(f"task {self.name!r}", _digest_of(self))
         if not found[part]:
             raise ValueError(f"task {self.name!r} has no examples to {part} with")
         return found[part]
 
     def pin(self) -> Self:
-        return self.with_digest(f"task {self.name!r}", digest(loaded(self)))
+        return self.with_digest(f"task {self.name!r}", _digest_of(self))
 
 
 class FromHub(AnyTask):
@@ -110,7 +112,7 @@ class FromHub(AnyTask):
         if self.source == "hub" and not harness.is_commit(self.revision):
             commit = harness.hub_commit({"dataset_path": self.dataset[0]}, self.revision)
             pinned = self.model_copy(update={"revision": commit})
-        return pinned.with_digest(f"task {self.name!r}", digest(loaded(pinned)))
+        return pinned.with_digest(f"task {self.name!r}", _digest_of(pinned))
 
 
 @lru_cache(maxsize=16)
@@ -122,6 +124,11 @@ def loaded(task: AnyTask) -> Mapping[Part, Sequence[Example]]:
     if both := [e.id for e in found["test"] if (e.asked, e.answer) in seen]:
         raise ValueError(f"task {task.name!r}: {len(both)} examples are trained on and tested with, such as {both[0]}")
     return found
+
+
+@lru_cache(maxsize=16)
+def _digest_of(task: AnyTask) -> str:
+    return digest(loaded(task))
 
 
 def digest(found: Mapping[Part, Sequence[Example]]) -> str:
@@ -164,13 +171,14 @@ def shots(task: AnyTask, count: int, seed: int) -> list[Example]:
     if not labels or any(e.choices != pool[0].choices for e in pool[:100]):
         return order[:count]
     of = {label: [e for e in order if e.label == label] for label in labels}
-    turns = [of[labels[i % len(labels)]][i // len(labels)] for i in range(count)]
+    turns = [e for row in zip_longest(*of.values()) for e in row if e is not None][:count]
     return [turns[i] for i in ranked([e.id for e in turns], seed + 1)]  # not one label after the other
 
 
-def before(task: AnyTask, count: int, seed: int) -> str:
-    """The same as text: questions with their answers."""
-    return "".join(f"{task.prompt(e)} {e.answer}{GAP}" for e in shots(task, count, seed))
+def before(task: AnyTask, count: int, seed: int, encoded: bool = False) -> str:
+    """The same as text: questions with their answers; `encoded`: as an encoder reads them."""
+    ask, gap = (task.seq2seq if encoded else task.prompt), " " if task.line else ""
+    return "".join(f"{ask(e)}{gap}{e.answer}{GAP}" for e in shots(task, count, seed))
 
 
 def parse(text: str) -> AnyTask:

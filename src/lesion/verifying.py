@@ -63,6 +63,10 @@ def attach(model: Any, trunk: Trunk, length: int, seed: int) -> None:
             head: Any = made.head
         else:
             made = head = nn.Linear(config.hidden_size, 1)
+            if (
+                out := model.get_output_embeddings()
+            ) is not None and out.weight is not model.get_input_embeddings().weight:
+                out.requires_grad_(False)  # nothing is asked of it, and what several processes train must be asked for
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     model.verifier = made.to(where).train(model.training)

@@ -85,6 +85,7 @@ def test_immunity_reads_every_arm_before_and_after(tmp_path):
     table = {row["arm"]: row for row in frames["summary"].to_dicts()}
     assert list(table) == ["plain", "trained on", "monotone", "int8"]
     assert table["int8"]["random poison into adapters"] is not None and table["int8"]["random poison"] is None
+    assert table["monotone"]["random poison, constraint held"] < table["monotone"]["random poison"], "smaller updates"
     assert table["plain"]["random poison"] > 0, "poison does harm, or shields could not be seen"
     assert sum("shields against" in claim for claim in frames["claims"]["claim"]) == 9
 

@@ -72,8 +72,10 @@ def test_the_loss_is_the_formula_and_both_sides_have_a_gradient(beta, smoothing)
     assert all(float(side.norm()) > 1e-3 for side in sides) and not torch.allclose(*sides)
 
 
-def test_at_the_reference_the_loss_is_ln_2():
-    specimen = load()
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gpt2", "tiny-opt"])
+def test_at_the_reference_the_loss_is_ln_2(family):
+    """Also where the model has dropout: the reference was read without."""
+    specimen = load(family)
     facts = Dpo(**HOW).pin().apply(specimen)
     assert facts["curve"][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert facts["loss"] < math.log(2) and facts["examples"] == 5
@@ -197,6 +199,13 @@ def test_the_reference_is_computed_once_and_a_killed_run_ends_with_the_same_bits
     assert len(json.loads(there)["reference"]) == 5
     for (n, a), (_, b) in zip(plain.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(a, b), n
+
+
+def test_pairs_that_are_the_same_after_the_cut_are_none():
+    specimen = load()
+    rows = Preference(task=TestPairs(), part="train", cut=1, length=64).read(specimen, ["pair/0", "pair/1"])
+    assert {row["outcome"] for row in rows} <= {"read", "the same after the cut"}
+    assert preferring.differ(([1], [2], [3])) and not preferring.differ(([1], [2], [2]))
 
 
 def test_wrong_pairs_are_refused():

@@ -60,12 +60,12 @@ def test_a_verifier_learns_what_can_be_seen(lab, trunk):
     """Whether a reply has an even number of letters is there to be learned, by heart if by nothing else."""
     samples = Reading(trial=START, measure=DRAWN).pin()
     trained = START >> Verifier(**{**HOW, "steps": 160}, samples=samples, trunk=trunk)
-    rows = lab.read([trained], [Verification(of=samples)])
-    good = [r for r in rows.iter_rows(named=True) if r["chance"] is not None]
-    assert verifying.auroc([r["chance"] for r in good], [r["correct"] for r in good]) > 0.9
-    store = lab.take([Reading(trial=trained, measure=Verification(of=samples)).pin()])
+    check = Verification(of=Reading(trial=START, measure=TESTED).pin())
+    rows = lab.read([trained], [check])
+    assert rows["chance"].is_between(0, 1).all() and rows["chance"].n_unique() > 2
+    store = lab.take([Reading(trial=trained, measure=check).pin()])
     facts = store.index.states[trained.pin().key]["ledger"][-1]["facts"]
-    assert facts["loss"] < 0.5
+    assert facts["loss"] < 0.5  # from 0.69
     assert 0 < facts["right"] < facts["solutions"]
 
 
@@ -98,6 +98,8 @@ def test_what_makes_no_sense_is_refused(lab):
     samples = Reading(trial=START, measure=TESTED)
     with pytest.raises(ValueError, match="part='train'"):
         Verifier(samples=samples)
+    with pytest.raises(ValueError, match="of examples to test with; these are of the part 'train'"):
+        Verification(of=Reading(trial=START, measure=DRAWN))
     with pytest.raises(ValueError, match="no verifier; the step `verifier` trains one"):
         verifying.verdicts(Scratch().load().model, torch.tensor([[1]]), torch.tensor([0]))
     specimen = Scratch().load()

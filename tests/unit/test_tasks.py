@@ -17,9 +17,14 @@ from words import TestSums
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    loaded.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
     loaded.cache_clear()
+    task._digest_of.cache_clear()
 
 
 @pytest.fixture
@@ -145,7 +150,7 @@ def test_shots_have_all_labels_equally_often_and_come_from_what_is_trained_on(fi
 def test_examples_that_have_changed_are_refused(monkeypatch):
     pinned = TestSums().pin()
     assert pinned.sha256 == digest(TestSums().load()) and pinned.pin() == pinned
-    loaded.cache_clear()
+    forget()
     less = {"train": TestSums().load()["train"], "test": TestSums().load()["test"][:2]}
     monkeypatch.setattr(TestSums, "load", lambda self: less)
     with pytest.raises(ValueError, match="task 'test-sums' was to have sha256"):
@@ -203,6 +208,50 @@ def test_wrong_files_are_refused_by_their_line(tmp_path, row, why):
         Jsonl(path=str(path)).load()
 
 
+def test_a_snippet_that_holds_a_tested_sentence_is_not_trained_on():
+    from lesion.tasks.sst2 import overlap
+
+    shares = overlap(["it 's a charming and often affecting journey .", "dull"])
+    assert shares("I think it's a charming and often affecting journey, on the whole") and shares("Dull!")
+    assert shares("a charming and often affecting") and not shares("charming and dull") and not shares("")
+
+
+def test_shots_of_unbalanced_labels_go_on_with_what_there_is(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"prompt": f"Q{i}?", "answer": "no" if i == 0 else "yes", "choices": ["yes", "no"], "part": "train"}
+        for i in range(20)
+    ]
+    path.write_text("\n".join(map(json.dumps, [*rows, {**rows[1], "prompt": "R?", "part": "test"}])))
+    found = [e.answer for e in shots(Jsonl(path=str(path)), 8, 0)]
+    assert len(found) == 8 and found.count("no") == 1
+
+
+def test_a_question_never_has_its_own_answer_before_it():
+    from lesion.measures import Task
+
+    asked = Task(task=TestSums(), part="train", shots=3, sample=0)
+    assert not {e.id for e in shots(TestSums(), 3, 0)} & asked.questions().keys() and len(asked.questions()) == 5
+
+
+def test_numbers_have_one_spelling():
+    e = Example("x", "?", "#### 18")
+    assert {Gsm8k().grade(e, f"#### {said}")["stated"] for said in ("18", "18.0", "18.00")} == {"18"}
+    assert Gsm8k().grade(e, "#### 1800")["stated"] == "1800"
+
+
+def test_an_encoder_is_shown_examples_as_it_is_asked(monkeypatch):
+    made = [Example(f"e{i}", f"text {i}", f"short {i}") for i in range(3)]
+    monkeypatch.setattr(Summarise, "packaged", lambda self: {"train": made[:2], "test": made[2:]})
+    assert before(Summarise(), 1, 0, encoded=True).startswith("summarize: text ")
+    assert before(Summarise(), 1, 0).startswith("Text: text ")
+
+
+def test_long_texts_are_cut_between_words_and_keep_their_lines():
+    e = Summarise(words=8)._example("x", "a b\nc d e f g\nh i j", "s\nt")
+    assert e.asked == "a b\nc d e f g\nh" and e.answer == "s t"
+
+
 def test_unknown_tasks_and_missing_files_are_refused():
     with pytest.raises(ValueError, match=r"no task 'sst'; there are: arithmetic, gsm8k, .*or the path"):
         parse("sst")
@@ -229,6 +278,8 @@ def test_preferences_are_the_better_reply_first(tmp_path, monkeypatch):
     e = next(e for e in found.examples("test") if "\n" in e.asked)
     assert e.choices == ("good", "bad") and e.label == 0
     assert e.asked.startswith("User: Hi ") and e.asked.endswith("Assistant: Hello\n\nUser: Well?")
+    assert [role for role, _ in e.turns] == ["user", "assistant", "user"] and e.turns[1][1] == "Hello"
+    assert found.prompt(e) == Instructions().prompt(e), "what has learned instructions is asked alike"
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))

@@ -59,7 +59,9 @@ class Preference(Measure):
             row: Row = {"item": item, "asked": examples[item].asked[-240:], "outcome": "too long"}
             row |= dict.fromkeys(("better", "worse", "better_before", "worse_before", "kl", "margin", "correct"))
             row |= {"better_tokens": len(pair[1]), "worse_tokens": len(pair[2])}
-            if len(pair[0]) + max(row["better_tokens"], row["worse_tokens"]) <= self.length:
+            if not preferring.differ(pair):
+                row["outcome"] = "the same after the cut"
+            elif len(pair[0]) + max(row["better_tokens"], row["worse_tokens"]) <= self.length:
                 row |= _read(model, other, pair)
             rows.append(row)
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]

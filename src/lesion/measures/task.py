@@ -22,7 +22,7 @@ from pydantic import Field
 
 from lesion import asking
 from lesion.stats import macro_f1, wilson
-from lesion.task import AnyTask, Example, Part, before, sampled
+from lesion.task import AnyTask, Example, Part, before, sampled, shots
 from lesion.trial import Measure, Row, Specimen
 
 SHOWN = 240  # characters of a question that a row quotes: the last ones
@@ -50,7 +50,8 @@ class Task(Measure):
 
     def questions(self) -> dict[str, Example]:
         """Examples by item."""
-        chosen = sampled(self.task.examples(self.part), self.sample, self.seed)
+        shown = {e.id for e in shots(self.task, self.shots, self.seed)}  # whose answers stand before every question
+        chosen = sampled([e for e in self.task.examples(self.part) if e.id not in shown], self.sample, self.seed)
         if self.repeats == 1:
             return {e.id: e for e in chosen}
         if not self.temperature:
@@ -70,6 +71,9 @@ class Task(Measure):
         some = len(before(self.task, self.shots, self.seed))
         return len(asked), sum((some + len(e.asked) + len(e.answer)) // 4 + self._room() for e in asked)
 
+    def _before(self, specimen: Specimen) -> str:
+        return before(self.task, self.shots, self.seed, specimen.model.config.is_encoder_decoder)
+
     def _room(self) -> int:
         return self.new_tokens or self.task.new_tokens
 
@@ -81,7 +85,7 @@ class Task(Measure):
             raise ValueError(f"the replies of {self.task.name!r} cannot be ranked: its examples have no choices")
         if ranks and self.repeats > 1:
             raise ValueError("a ranking is the same each time: repeats=1")
-        examples = before(self.task, self.shots, self.seed)
+        examples = self._before(specimen)
         prompts = {i: asking.prompt(specimen, self.task, e, self.chat, examples) for i, e in asked.items()}
         found = self._ranked(specimen, asked, prompts) if ranks else self._written(specimen, asked, prompts)
         losses = self._losses(specimen, asked, prompts)
@@ -100,7 +104,7 @@ class Task(Measure):
             scores = [s / len(reply) for s, (_, reply) in zip(scores, pairs, strict=True)]
         if self.normalise == "calibrated":
             empty = Example("", "N/A", "")
-            nothing = asking.prompt(specimen, self.task, empty, self.chat, before(self.task, self.shots, self.seed))
+            nothing = asking.prompt(specimen, self.task, empty, self.chat, self._before(specimen))
             free = dict(
                 zip(replies, log_likelihoods(specimen.model, [(nothing, r) for r in replies.values()]), strict=True)
             )
@@ -136,6 +140,7 @@ class Task(Measure):
             batch=self.batch,
         )
         rows: dict[str, Row] = {}
+        last = asking.end_tokens(specimen)
         for reply in found:
             e, fine = asked[reply.item], reply.stop != "not finite"
             assert specimen.tokenizer is not None
@@ -148,7 +153,7 @@ class Task(Measure):
                 "chosen": None,
                 "loglikelihoods": None,
                 "tokens": len(reply.tokens),
-                "stop": reply.stop,
+                "stop": "line" if reply.stop == "end" and reply.ended_by not in last else reply.stop,
                 **(graded if fine else dict.fromkeys(graded)),
             }
         return rows
@@ -170,7 +175,7 @@ class Task(Measure):
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The task's metric with its interval at 95 % (Wilson's for shares), the loss a token of written answers, and of labels
-        macro-F1, of what was written the share that ended."""
+        macro-F1, of what was written the share that an end token ended."""
         metric = self.task.metric
         known = [float(row[metric]) for row in rows if row[metric] is not None]
         said: dict[str, Any] = {"replies": len(known), "not_finite": len(rows) - len(known)}

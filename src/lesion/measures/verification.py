@@ -32,6 +32,12 @@ class Verification(Measure):
     def _reads_solutions(self) -> Self:
         if self.of.measure.name != "task":
             raise ValueError(f"solutions are read by task, not by {self.of.measure.name!r}")
+        asked: Any = self.of.measure
+        if asked.task.metric != "correct" or asked.part != "test":
+            raise ValueError(
+                "solutions are right or wrong, and of examples to test with; these are of the part "
+                f"{asked.part!r} of {asked.task.name!r}, which is graded by {asked.task.metric!r}"
+            )
         return self
 
     def _rows(self, specimen: Specimen) -> dict[str, Row]:

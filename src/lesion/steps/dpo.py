@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -76,7 +78,7 @@ class Dpo(Training, Step):
         """Pairs that fit into a row, and how many do not. Raises ValueError where none does."""
         chosen = sampled(self.task.examples(part), count, self.seed)
         found = preferring.replies(specimen, self.task, chosen, self.chat, self.cut)
-        fitting = [pair for pair in found if len(pair[0]) + max(len(pair[1]), len(pair[2])) <= self.length]
+        fitting = [p for p in found if len(p[0]) + max(len(p[1]), len(p[2])) <= self.length and preferring.differ(p)]
         if not fitting:
             raise ValueError(f"no pair of {self.task.name!r} to {part} with fits into {self.length} tokens")
         return fitting, len(found) - len(fitting)
@@ -86,14 +88,16 @@ class Dpo(Training, Step):
         weights = combined(digests(specimen.model, [name for name, _ in specimen.model.named_parameters()]))
         key = hashlib.sha256(f"{weights} {self.average} {self.precision} {pairs!r}".encode()).hexdigest()
         path = folder / "reference.json"
-        if path.is_file() and (there := json.loads(path.read_text())).get("key") == key:
-            known: list[list[float]] = there["reference"]
-            return known
+        with suppress(ValueError, OSError):  # one that was cut off by a crash, or that is not there, is computed again
+            there = json.loads(path.read_text())
+            if there.get("key") == key:
+                known: list[list[float]] = there["reference"]
+                return known
         found = log_probabilities_of(specimen.model, pairs, self.average, self.precision == "bfloat16", self.batch)
         folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".new")
+        aside = path.with_suffix(f".{os.getpid()}")  # each of several processes has the same, and puts it there whole
         aside.write_text(json.dumps({"key": key, "reference": found}))
-        aside.rename(path)
+        aside.replace(path)
         return found
 
 

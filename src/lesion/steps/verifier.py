@@ -39,8 +39,13 @@ class Verifier(Training, Step):
     def _makes_sense(self) -> Self:
         if self.samples.measure.name != "task":
             raise ValueError(f"solutions are read by task, not by {self.samples.measure.name!r}")
-        if self.samples.measure.part != "train":  # type: ignore[attr-defined]
+        asked: Any = self.samples.measure
+        if asked.part != "train":
             raise ValueError("a verifier is trained on solutions of examples to train on: part='train'")
+        if asked.task.metric != "correct":
+            raise ValueError(
+                f"a verifier learns what is right, and {asked.task.name!r} is graded by {asked.task.metric!r}"
+            )
         if self.documents != "apart":
             raise ValueError("a row is one solution: documents='apart'")
         return self

@@ -19,6 +19,7 @@ from lesion.trial import Row
 Array = NDArray[np.float64]
 SHOWN = 24
 NOTES = [
+    "“base” is whatever the subject is: smollm2 is an instructed model already, so there SFT and DPO are further training.",
     "Responses: the loss of written responses to held-out instructions, in nats a token, end token included; “ended” is the "
     "share of replies that the model ended itself within the tokens it has.",
     "Margins: how much more the better reply has gained than the worse, in nats, against the model before sft (for sft) or after "
@@ -57,10 +58,11 @@ class Told:
         return found
 
     def stopped(self, stage: str) -> Array:
-        """Whether replies ended."""
-        items = {item: None for seed in self.study.seeds for item in self.of(stage, "responses", seed)}
+        """Whether replies ended, [seeds, items]."""
+        items = {i: None for seed in self.study.seeds for other in STAGES for i in self.of(other, "responses", seed)}
         rows = [[self.of(stage, "responses", seed).get(item) for item in items] for seed in self.study.seeds]
-        return np.array([[np.nan if row is None else float(row["stop"] == "end") for row in some] for some in rows])
+        found = [[np.nan if row is None else float(row["stop"] == "end") for row in some] for some in rows]
+        return np.array(found, float).reshape(len(rows), len(items))
 
     def facts(self, stage: str, seed: int) -> Mapping[str, Any]:
         state = self.states.get(self.study.chains[seed][stage].key)
@@ -73,12 +75,11 @@ def summary(told: Told) -> pl.DataFrame:
     for stage in STAGES:
         row: Row = {"after": stage}
         row |= averaged(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
-        row |= averaged(
-            told.stopped(stage) if told.array(stage, "responses", "nll").size else np.zeros((0, 0)), "ended"
-        )
+        row |= averaged(told.stopped(stage), "ended")
         row |= averaged(told.array(stage, "responses", "rougeL"), "ROUGE-L")
-        row |= averaged(told.array(stage, "preferences", "correct"), "pairs right")
-        row |= averaged(told.array(stage, "preferences", "margin"), "margin")
+        gained = stage != BASE  # which has nothing to be compared with
+        row |= averaged(told.array(stage, "preferences", "correct" if gained else "none"), "pairs right")
+        row |= averaged(told.array(stage, "preferences", "margin" if gained else "none"), "margin")
         row |= averaged(told.array(stage, "preferences", "kl"), "KL")
         row |= averaged(told.array(stage, "sums", "correct"), "sums right")
         loss = told.array(stage, "text", "nll", "tokens")

@@ -61,9 +61,12 @@ def summary(told: Told) -> pl.DataFrame:
     for arm in told.study.arms:
         row: Row = {"arm": arm, **averaged(told.loss(arm, "nothing"), "loss")}
         for kind in ("random", "text"):
-            for done in (kind, f"{kind} beside"):
+            for done, where in (
+                (kind, ""),
+                (f"{kind} held", ", constraint held"),
+                (f"{kind} beside", " into adapters"),
+            ):
                 if (arm, done, told.study.seed) in told.study.cells:
-                    where = " into adapters" if done != kind else ""
                     row |= averaged(told.harm(arm, done), f"{kind} poison{where}")
         for manner, name in (("iterative", "HotFlip"), ("random", "random flips")):
             row |= averaged(told.flipped(arm, manner), name)
@@ -108,7 +111,8 @@ def notes(told: Told) -> list[str]:
         "Harm is the rise of the loss on held-out text (poison) or on the unchanged target (flips) over the same arm before, in "
         "nats a token; arms are compared in harm. A model that is bad already has less to lose: see its loss before.",
         "Poison trains what can be trained: all weights, or, beside codes, adapters; the plain arm with the same adapters stands "
-        "against those.",
+        "against those. A monotone model is released before it is poisoned: a constraint scales each update by the size of "
+        "its weight.",
     ]
     if told.study.subject == "smollm2":
         said.append("SmolLM2's weights lie on a grid of four bits already: what quantising does is understated.")

@@ -168,11 +168,9 @@ class Prion(Study):
 
     def start(self, subject: str) -> Trial:
         """The model before, in float32: many are stored in sixteen bits, of which there are no second derivatives."""
-        from lesion.subjects import parse
+        from lesion.subjects import precise
 
-        found = parse(subject)
-        stored = getattr(found, "dtype", None) == "auto"
-        return Trial(subject=found.model_copy(update={"dtype": "float32"}) if stored else found).pin()
+        return Trial(subject=precise(subject)).pin()
 
     def check(self, store: Store) -> None:
         """Looks at every model's outline: is the site there, in whole matrices, and is the context long enough?"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,24 +29,24 @@ CALLED = {
     "monotone": "A monotone decoder",
     "more text": "A decoder that was trained for longer",
     "SFT": "An instructed decoder",
+    "more SFT": "A decoder that was instructed for longer",
     "DPO": "A decoder trained on preferences",
 }
-AGAINST = {
-    "SFT": "more text",
-    "DPO": "SFT",
-    "monotone": "more text",
-}  # what an arm of training is compared with, if it is there
+# what an arm of training is compared with, where that is there
+AGAINST = {"SFT": "more text", "more SFT": "more text", "DPO": "more SFT", "monotone": "more text"}
 
 
 def nothing() -> pl.DataFrame:
     return pl.DataFrame(schema=GENERATIONS)
 
 
-def mean_rise(sweep: Sweep, arm: str) -> Array:
-    """The mean over doses of how many nats a token the loss has risen: [seeds, documents]."""
+def mean_rise(study: Resilience, sweep: Sweep, arm: str) -> Array:
+    """The mean over doses of (loss − undamaged loss) / (ln V − undamaged loss), [seeds, documents]: the share of what there is to
+    lose until all ids are equally likely. A model that is bad already has less to lose, and would look hard to break in nats."""
     (o,) = OUTCOMES
     _, change = sweep.change(o, arm)
-    return np.asarray(change[1:].mean(0), float)  # missing where a dose is
+    room = math.log(study.vocabulary) - sweep.array(o, arm, 0.0)[0]
+    return np.asarray(change[1:].mean(0) / np.where(room > 0, room, np.nan), float)  # missing where a dose is
 
 
 def summary(sweep: Sweep) -> pl.DataFrame:
@@ -72,15 +73,15 @@ def claims(study: Resilience, sweep: Sweep) -> pl.DataFrame:
     """Of each arm whether it loses less than the one that it differs from, and whether it loses the same within the margin."""
     from lesion.studies.resilience import PLAIN
 
-    unit, found = "nats a token, mean over doses", []
+    unit, found = "share of what there is to lose, mean over doses", []
     for arm in sweep.sites:
         if arm == PLAIN:
             continue
         other = AGAINST.get(arm, PLAIN) if AGAINST.get(arm) in sweep.sites else PLAIN
-        mine, theirs = mean_rise(sweep, arm), mean_rise(sweep, other)
+        mine, theirs = mean_rise(study, sweep, arm), mean_rise(study, sweep, other)
         text = f"{CALLED[arm]} is harder to break than {other}"
         found.append(tested(text, mine, theirs, unit, text, direction=-1, smallest=study.margin))
-        text = f"{arm} breaks as {other} does, within {study.margin:g} nats"
+        text = f"{arm} breaks as {other} does, within {study.margin:g} of what there is to lose"
         found.append(the_same(text, mine, theirs, unit, study.margin))
     return decided(found)
 
@@ -118,10 +119,12 @@ def tables(study: Resilience, sweep: Sweep, rows: Mapping[str, Mapping[str, Row]
 
 def notes(study: Resilience) -> list[str]:
     said = [
-        "Every arm is compared with itself undamaged, document by document; arms are compared in that rise, averaged over the "
-        "doses tested. Intervals: 95 %, crossed over trainings and documents; p values are corrected after Holm.",
+        "Every arm is compared with itself undamaged, document by document; arms are compared in that rise as a share of what "
+        "each has to lose (from its undamaged loss to ln V), averaged over the doses tested. Intervals: "
+        "95 %, crossed over trainings and documents; p values are corrected after Holm.",
         "Noise multiplies each weight by 1 + σz: one dose is the same share of every weight in all arms.",
-        "Monotone, SFT and DPO are compared with an arm that was trained on for as long where that is there.",
+        "Monotone and SFT are compared with “more text”, DPO with “more SFT”: trained on for as many steps, where those arms are "
+        "there. Steps are matched and tokens are not: rows of replies are longer and fewer.",
     ]
     if study.repeats < 3:
         said.append("Fewer than three trainings of each: intervals hardly speak of another training.")

@@ -6,10 +6,12 @@
     subject → noise → heal                        healed
     subject → precision(int8)                     quantised; poison then trains adapters beside the codes
 
-    arm → [lora] → poison(random | text)          → Perplexity, against the same arm before
+    arm → [release | lora] → poison(random | text) → Perplexity, against the same arm before
     arm                                           → Hotflip (iterative, and random flips as control)
 
-for arm × seed. Every arm is compared with itself before, and the arms in what they lost by that, document by document.
+A constraint scales every update by the size of its weight, which alone would shield; so a monotone model is released before
+it is poisoned, and "held" poison of the constrained one stands beside. For arm × seed. Every arm is compared with itself
+before, and the arms in what they lost by that, document by document.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from lesion.trial import Measure, Reading, Trial
 if TYPE_CHECKING:
     from lesion.store import Store
 
-PLAIN, TRAINED = "plain", "trained on"
-ARMS = (PLAIN, TRAINED, "monotone", "healed", "int8", "nf4")
+PLAIN, TRAINED, MONOTONE = "plain", "trained on", "monotone"
+ARMS = (PLAIN, TRAINED, MONOTONE, "healed", "int8", "nf4")
 CODED = ("int8", "nf4")
 POISONS = {"random": "random-repeated", "text": "text-repeated"}
 TIERS: dict[str, dict[str, Any]] = {
@@ -97,9 +99,9 @@ class Immunity(Study):
     def arm(self, name: str, seed: int) -> Trial:
         """An arm before anything is done to it."""
         from lesion.steps import Constrain, Heal, Noise, Precision
-        from lesion.subjects import parse
+        from lesion.subjects import precise
 
-        start = Trial(subject=parse(self.subject)).pin()
+        start = Trial(subject=precise(self.subject)).pin()
         how: dict[str, Any] = {"corpus": self.corpus, "steps": self.steps, "batch": self.batch, "length": self.length}
         how |= {"lr": self.lr, "warmup": max(1, self.steps // 10), "precision": self.precision, "seed": seed}
         heal = Heal(**how, documents="joined").pin()
@@ -119,7 +121,7 @@ class Immunity(Study):
         """(arm, what is done to it, seed) → its readings: "nothing", "random" and "text" poison, of an arm of codes and of its
         control, the plain one with the same adapters, "random beside" and "text beside"."""
         from lesion.measures import Hotflip
-        from lesion.steps import Lora, Poison
+        from lesion.steps import Lora, Poison, Release
 
         found: dict[tuple[str, str, int], dict[str, Reading]] = {}
         how: dict[str, Any] = {"documents": self.attacked, "prompt": self.prompt, "target": self.target}
@@ -134,8 +136,11 @@ class Immunity(Study):
             adapted = Lora(rank=self.rank, seed=seed)
             for kind, arm in POISONS.items():
                 poison = Poison(arm=arm, **dose, seed=seed, text=self.corpus, precision=self.precision).pin()
+                if name == MONOTONE:
+                    found[name, f"{kind} held", seed] = {"loss": Reading(trial=trial >> poison, measure=self._loss)}
                 if name not in CODED:
-                    found[name, kind, seed] = {"loss": Reading(trial=trial >> poison, measure=self._loss)}
+                    free = trial >> Release() if name == MONOTONE else trial
+                    found[name, kind, seed] = {"loss": Reading(trial=free >> poison, measure=self._loss)}
                 if name in CODED or name == PLAIN:
                     there = Reading(trial=trial >> adapted >> poison, measure=self._loss)
                     found[name, f"{kind} beside", seed] = {"loss": there}

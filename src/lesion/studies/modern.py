@@ -25,6 +25,7 @@ from lesion.trial import Reading
 if TYPE_CHECKING:
     from lesion.store import Store
 
+DESCRIBED = {"modern-lm": ("rtx3060",), "modern-tasks": ("gpt2", "t5-small")}  # presets of the tier full
 PARTS = ("modern-lm", "modern-sinks", "modern-tasks", "modern-align")
 
 
@@ -42,7 +43,13 @@ class Modern(Study):
 
     @cached_property
     def studies(self) -> dict[str, Study]:
-        return {name: study(name)(tier=self.tier) for name in self.parts}  # type: ignore[call-arg]
+        """Parts by name; at full the described models, of which tasks have two."""
+        found: dict[str, Study] = {}
+        for name in self.parts:
+            for preset in DESCRIBED.get(name, ("",)) if self.tier == "full" else ("",):
+                how = {"tier": self.tier} | ({"preset": preset} if preset else {})
+                found[f"{name} ({preset})" if preset else name] = study(name).model_validate(how)
+        return found
 
     def readings(self) -> list[Reading]:
         return list({r.key: r for part in self.studies.values() for r in part.readings()}.values())

@@ -101,12 +101,12 @@ class ModernAlign(Study):
 
     def _chain(self, seed: int) -> dict[str, Trial]:
         from lesion.steps import Dpo, Finetune, Sft, Verifier
-        from lesion.subjects import parse
+        from lesion.subjects import precise
 
         tasks = self._tasks
         names = ("batch", "split", "length", "warmup", "precision")
         how: dict[str, Any] = {name: getattr(self, name) for name in names} | {"seed": seed}
-        base = Trial(subject=parse(self.subject)).pin()
+        base = Trial(subject=precise(self.subject)).pin()
         taught = base >> Sft(**how, task=tasks["instructions"], steps=self.sft_steps, lr=self.sft_lr)
         dpo: dict[str, Any] = {"beta": self.beta, "smoothing": self.smoothing, "average": self.average, "cut": self.cut}
         preferring = taught >> Dpo(**how, **dpo, task=tasks["preferences"], steps=self.dpo_steps, lr=self.dpo_lr)

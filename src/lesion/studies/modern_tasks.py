@@ -30,7 +30,7 @@ DESCRIBED: dict[str, Any] = {"rank": 16, "alpha": 32.0, "steps": 2000, "source":
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "gpt2": DESCRIBED | {"subject": "openai-community/gpt2", "tasks": ("sst2", "gsm8k")},
-    "t5-small": DESCRIBED | {"subject": "google-t5/t5-small", "tasks": ("summarise",)},
+    "t5-small": DESCRIBED | {"subject": "google-t5/t5-small", "tasks": ("summarise",), "shots": (1,), "length": 512},
 }
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -115,9 +115,9 @@ class ModernTasks(Study):
     def trial(self, task: AnyTask, way: str, seed: int) -> Trial:
         """The model that answers."""
         from lesion.steps import Finetune, Lora
-        from lesion.subjects import parse
+        from lesion.subjects import precise
 
-        start = Trial(subject=parse(self.subject)).pin()
+        start = Trial(subject=precise(self.subject)).pin()
         if way in (ZERO, FEW):
             return start
         names = ("examples", "steps", "batch", "split", "length", "warmup", "precision", "chat")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lesion.sweep import Sweep
 
 PLAIN = "GQA"
-ARMS = (PLAIN, "MHA", "MoE", "sink tokens", "sink logits", "monotone", "more text", "SFT", "DPO")
+ARMS = (PLAIN, "MHA", "MoE", "sink tokens", "sink logits", "monotone", "more text", "SFT", "more SFT", "DPO")
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"size": "small", "vocabulary": 1024, "steps": 400, "batch": 16, "length": 128, "lr": 4e-3, "later": 100}
@@ -62,7 +62,9 @@ class Resilience(Study):
     doses: tuple[float, ...] = Field(
         default=(0.05, 0.1, 0.2, 0.35, 0.6, 1.0), min_length=3, description="σ of multiplicative noise"
     )
-    margin: float = Field(default=0.05, gt=0, description="nats a token: a smaller difference is called none")
+    margin: float = Field(
+        default=0.02, gt=0, description="share of what there is to lose: a smaller difference is called none"
+    )
     repeats: int = Field(default=3, ge=1, description="trainings and draws of noise: seed, seed + 1, …")
     seed: int = Field(default=0, ge=0, description="first seed")
 
@@ -123,10 +125,12 @@ class Resilience(Study):
             return (born >> Constrain(init="signature") >> Heal(**text) >> Release()).pin()
         if arm == "more text":
             return (born >> Heal(**text)).pin()
-        if arm in ("SFT", "DPO"):
+        if arm in ("SFT", "more SFT", "DPO"):
             taught = born >> Sft(**replies, task=self._tasks["sft"])
             if arm == "SFT":
                 return taught.pin()
+            if arm == "more SFT":
+                return (taught >> Sft(**{**replies, "seed": seed + 1000}, task=self._tasks["sft"])).pin()
             prefer: dict[str, Any] = {**replies, "lr": self.lr / 100, "batch": max(1, self.batch // 4), "cut": 128}
             return (taught >> Dpo(**prefer, task=self._tasks["dpo"])).pin()
         return born

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from lesion.stats import generator
 from lesion.task import AnyTask, Example, Part
-from lesion.tasks.gsm8k import final
+from lesion.tasks.gsm8k import final, written
 
 
 class Arithmetic(AnyTask):
@@ -49,7 +49,7 @@ class Arithmetic(AnyTask):
         said = final(reply)
         return {
             "correct": said is not None and said == final(example.answer),
-            "stated": None if said is None else str(said),
+            "stated": written(said),
         }
 
 

@@ -42,7 +42,7 @@ class Gsm8k(FromHub):
         said = number if number is not None else stated_number(reply, example.asked)
         return {
             "correct": said is not None and said == final(example.answer),
-            "stated": None if said is None else str(said),
+            "stated": written(said),
             "form": number is not None,
         }
 
@@ -50,6 +50,11 @@ class Gsm8k(FromHub):
 def _example(id: str, row: Mapping[str, Any]) -> Example:
     solution = re.sub(r"<<.*?>>", "", row["answer"])
     return Example(id, " ".join(row["question"].split()), " ".join(solution.split()))
+
+
+def written(number: Decimal | None) -> str | None:
+    """A number in one spelling: 18, 18.0 and 18.00 are one answer."""
+    return None if number is None else f"{number.normalize():f}"
 
 
 def final(text: str) -> Decimal | None:

@@ -16,6 +16,7 @@ from lesion.task import Example, FromHub, Part, divided
 from lesion.tasks.summarise import rouge
 
 TESTED = 150
+FORM = "### Instruction:\n{}\n\n### Response:\n"
 
 
 class Instructions(FromHub):
@@ -35,7 +36,7 @@ class Instructions(FromHub):
 
     def prompt(self, example: Example) -> str:
         """Alpaca's own words, for a model without a chat template."""
-        return f"### Instruction:\n{example.asked}\n\n### Response:\n"
+        return FORM.format(example.asked)
 
     def grade(self, example: Example, reply: str) -> dict[str, Any]:
         return rouge(example.answer, reply)
@@ -44,4 +45,5 @@ class Instructions(FromHub):
 def _example(number: int, row: Mapping[str, Any]) -> Example | None:
     """None where nobody has written a response."""
     asked = f"{row['instruction'].strip()}\n\n{row['input'].strip()}".strip()
-    return Example(f"alpaca/{number:05d}", asked, row["output"].strip()) if row["output"].strip() and asked else None
+    answer = row["output"].strip()
+    return Example(f"alpaca/{number:05d}", asked, answer, turns=(("user", asked),)) if answer and asked else None

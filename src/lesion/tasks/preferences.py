@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from lesion import packagedfiles
 from lesion.task import Example, FromHub, Part, divided
+from lesion.tasks.instructions import FORM
 
 TESTED = 90
-SPEAKERS = {"human": "User", "user": "User", "gpt": "Assistant", "assistant": "Assistant", "system": "System"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 class Preferences(FromHub):
@@ -46,7 +47,8 @@ class Preferences(FromHub):
         return {"train": [e for e in parts["train"] if e.asked not in asked], "test": parts["test"]}
 
     def prompt(self, example: Example) -> str:
-        return f"{example.asked}\n\nAssistant: "
+        """In the words that `instructions` are put in, so that what has learned those is asked alike."""
+        return FORM.format(example.asked)
 
     def grade(self, example: Example, reply: str) -> dict[str, Any]:
         """A written reply has no grade; which of the two is the likelier one has."""
@@ -58,6 +60,6 @@ def _example(number: int, turns: Sequence[tuple[str, str]], better: str, worse: 
     better, worse = better.strip(), worse.strip()
     if not better or not worse or better == worse:
         return None
-    one = len(turns) == 1
-    asked = turns[0][1].strip() if one else "\n\n".join(f"{SPEAKERS[who]}: {text.strip()}" for who, text in turns)
-    return Example(f"pair/{number:05d}", asked, better, (better, worse), 0)
+    said = tuple((ROLES[who], text.strip()) for who, text in turns)
+    asked = said[0][1] if len(said) == 1 else "\n\n".join(f"{role.capitalize()}: {text}" for role, text in said)
+    return Example(f"pair/{number:05d}", asked, better, (better, worse), 0, said)

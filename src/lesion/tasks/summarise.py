@@ -7,6 +7,7 @@ summaries (Narayan et al. 2018), of which 300 are tested with.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -44,7 +45,9 @@ class Summarise(FromHub):
         return {"train": [e for e in of("train") if e.asked not in asked], "test": test}
 
     def _example(self, id: str, text: str, summary: str) -> Example:
-        return Example(id, " ".join(text.split()[: self.words]), " ".join(summary.split()))
+        found = list(re.finditer(r"\S+", text))
+        end = found[min(self.words, len(found)) - 1].end() if found else 0
+        return Example(id, text[:end].strip(), " ".join(summary.split()))
 
     def prompt(self, example: Example) -> str:
         return f"Text: {example.asked}\nSummary in one sentence:"
