@@ -159,6 +159,12 @@ def test_what_makes_no_sense_is_refused(how, why):
         list(measure.read(specimen, list(TestSums().load()["test"][0].id for _ in range(1))))
 
 
+def test_a_question_longer_than_the_context_is_refused():
+    specimen = Scratch(architecture="tiny-llama", config={"max_position_embeddings": 16}).load()
+    with pytest.raises(ValueError, match="more than the context of 16: ask with fewer shots"):
+        Task(task=TestPairs(), shots=3).read(specimen, ["pair/5"])
+
+
 def test_a_summary_has_the_metric_its_interval_and_the_loss():
     specimen, measure = load(), Task(task=TestPairs())
     rows = measure.read(specimen, measure.items(specimen))

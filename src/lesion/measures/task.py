@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lesion import asking
+from lesion.likelihood import context_of
 from lesion.stats import macro_f1, wilson
 from lesion.task import AnyTask, Example, Part, before, sampled, shots
 from lesion.trial import Measure, Row, Specimen
@@ -87,28 +88,46 @@ class Task(Measure):
             raise ValueError("a ranking is the same each time: repeats=1")
         examples = self._before(specimen)
         prompts = {i: asking.prompt(specimen, self.task, e, self.chat, examples) for i, e in asked.items()}
-        found = self._ranked(specimen, asked, prompts) if ranks else self._written(specimen, asked, prompts)
-        losses = self._losses(specimen, asked, prompts)
+        replies = {c: asking.reply(specimen, self.task, c, self.chat) for e in asked.values() for c in e.choices}
+        ranked = [(prompts[i], replies[c]) for i, e in asked.items() for c in e.choices] if ranks else []
+        last = [asking.end(specimen)]
+        written: dict[str, tuple[list[int], list[int]]] = {}
+        for item, e in asked.items():  # sampled replies to one question share their answer
+            written.setdefault(e.id, (prompts[item], [*asking.reply(specimen, self.task, e.answer, self.chat), *last]))
+        self._check(specimen, [*ranked, *written.values()])
+        scores = log_likelihoods(specimen.model, [*ranked, *written.values()])  # at once: they share their prompts
+        losses = dict(zip(written, scores[len(ranked) :], strict=True))
+        likely = scores[: len(ranked)]
+        found = self._ranked(specimen, asked, replies, likely) if ranks else self._written(specimen, asked, prompts)
         rows = []
         for item, e in asked.items():
-            nll, tokens = losses[item]
             row = {"item": item, "example": e.id, "asked": e.asked[-SHOWN:], "answer": e.answer, **found[item]}
-            rows.append({**row, "nll": nll, "nll_tokens": tokens})
+            nll = -losses[e.id] if math.isfinite(losses[e.id]) else None
+            rows.append({**row, "nll": nll, "nll_tokens": len(written[e.id][1])})
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]
 
-    def _ranked(self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]) -> dict[str, Row]:
-        replies = {c: asking.reply(specimen, self.task, c, self.chat) for e in asked.values() for c in e.choices}
-        pairs = [(prompts[item], replies[c]) for item, e in asked.items() for c in e.choices]
-        scores = log_likelihoods(specimen.model, pairs)
+    def _check(self, specimen: Specimen, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Raises ValueError where a question with a reply is longer than the model's context."""
+        context = context_of(specimen.model.config.get_text_config(decoder=False))
+        longest = max(len(prompt) + len(reply) for prompt, reply in pairs)
+        if context and longest > context:
+            raise ValueError(
+                f"a question of {self.task.name!r} with {self.shots} examples and its reply has {longest} tokens, more than the "
+                f"context of {context}: ask with fewer shots"
+            )
+
+    def _ranked(
+        self, specimen: Specimen, asked: dict[str, Example], replies: dict[str, list[int]], scores: list[float]
+    ) -> dict[str, Row]:
+        chosen = [c for e in asked.values() for c in e.choices]
         if self.normalise == "tokens":
-            scores = [s / len(reply) for s, (_, reply) in zip(scores, pairs, strict=True)]
+            scores = [s / len(replies[c]) for s, c in zip(scores, chosen, strict=True)]
         if self.normalise == "calibrated":
             empty = Example("", "N/A", "")
             nothing = asking.prompt(specimen, self.task, empty, self.chat, self._before(specimen))
-            free = dict(
-                zip(replies, log_likelihoods(specimen.model, [(nothing, r) for r in replies.values()]), strict=True)
-            )
-            scores = [s - free[c] for s, c in zip(scores, (c for e in asked.values() for c in e.choices), strict=True)]
+            alone = log_likelihoods(specimen.model, [(nothing, reply) for reply in replies.values()])
+            free = dict(zip(replies, alone, strict=True))
+            scores = [s - free[c] for s, c in zip(scores, chosen, strict=True)]
         rows, start = {}, 0
         for item, e in asked.items():
             some = scores[start : start + len(e.choices)]
@@ -157,21 +176,6 @@ class Task(Measure):
                 **(graded if fine else dict.fromkeys(graded)),
             }
         return rows
-
-    def _losses(
-        self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]
-    ) -> dict[str, tuple[float | None, int]]:
-        """−ln p of each written answer and its end token, in nats, and their number. Sampled replies share theirs."""
-        last = [asking.end(specimen)]
-        pairs = {}
-        for item, e in asked.items():
-            if e.id not in pairs:
-                pairs[e.id] = (prompts[item], [*asking.reply(specimen, self.task, e.answer, self.chat), *last])
-        found = dict(zip(pairs, log_likelihoods(specimen.model, list(pairs.values())), strict=True))
-        return {
-            item: (-found[e.id] if math.isfinite(found[e.id]) else None, len(pairs[e.id][1]))
-            for item, e in asked.items()
-        }
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The task's metric with its interval at 95 % (Wilson's for shares), the loss a token of written answers, and of labels
