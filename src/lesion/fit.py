@@ -208,7 +208,7 @@ def displacement(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | 
 
 
 def _step(
-    team: Alone, made: torch.optim.Optimizer, data: Data, how: Training, step: int, perturb: Perturb | None
+    team: Alone, made: torch.optim.Optimizer, data: Data, how: Training, step: int, perturb: Perturb | None = None
 ) -> dict[str, Any]:
     """One optimizer step: its loss a unit of the objective (a token), the norm of its gradient before clipping, its scored
     tokens; of experts also the share of pairs that were dropped, and the largest load by the mean one."""

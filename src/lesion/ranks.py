@@ -39,10 +39,10 @@ class Alone:
 
     rank, world = 0, 1
 
-    def __init__(self, model: Any, objective: Objective):
-        self.model, self.vessel, self.objective = model, model, objective
+    def __init__(self, model: Any, objective: Objective | None = None):
+        self.model, self.vessel, self.objective = model, model, objective or Objective()
         self.device = next(model.parameters()).device
-        self.loss: Any = _Loss(model, objective)
+        self.loss: Any = _Loss(model, self.objective)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained. The rest does not change, and is part of no checkpoint."""

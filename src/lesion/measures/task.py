@@ -92,9 +92,10 @@ class Task(Measure):
         ranked = [(prompts[i], replies[c]) for i, e in asked.items() for c in e.choices] if ranks else []
         last = [asking.end(specimen)]
         written: dict[str, tuple[list[int], list[int]]] = {}
+        room = self._check(specimen, prompts, ranked)
         for item, e in asked.items():  # sampled replies to one question share their answer
-            written.setdefault(e.id, (prompts[item], [*asking.reply(specimen, self.task, e.answer, self.chat), *last]))
-        self._check(specimen, [*ranked, *written.values()])
+            reply = [*asking.reply(specimen, self.task, e.answer, self.chat), *last]
+            written.setdefault(e.id, (prompts[item], reply[: room[item]]))
         scores = log_likelihoods(specimen.model, [*ranked, *written.values()])  # at once: they share their prompts
         losses = dict(zip(written, scores[len(ranked) :], strict=True))
         likely = scores[: len(ranked)]
@@ -102,19 +103,30 @@ class Task(Measure):
         rows = []
         for item, e in asked.items():
             row = {"item": item, "example": e.id, "asked": e.asked[-SHOWN:], "answer": e.answer, **found[item]}
-            nll = -losses[e.id] if math.isfinite(losses[e.id]) else None
+            nll: float | None = -losses[e.id]
+            if row["outcome"] == "not finite" or not math.isfinite(
+                losses[e.id]
+            ):  # then nothing that is said of it counts
+                nll = None
+                row |= {"outcome": "not finite", "chosen": None, **dict.fromkeys(self.task.grade(e, ""))}
             rows.append({**row, "nll": nll, "nll_tokens": len(written[e.id][1])})
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]
 
-    def _check(self, specimen: Specimen, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Raises ValueError where a question with a reply is longer than the model's context."""
+    def _check(
+        self, specimen: Specimen, prompts: dict[str, list[int]], ranked: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> dict[str, int | None]:
+        """How many tokens of a reply fit behind each question: of longer written answers so many are scored. Raises ValueError
+        where a question with a ranked reply, or with a single token, is longer than the model's context."""
         context = context_of(specimen.model.config.get_text_config(decoder=False))
-        longest = max(len(prompt) + len(reply) for prompt, reply in pairs)
-        if context and longest > context:
+        if context is None or specimen.model.config.is_encoder_decoder:
+            return dict.fromkeys(prompts)
+        longest = max([len(p) + 1 for p in prompts.values()] + [len(p) + len(r) for p, r in ranked])
+        if longest > context:
             raise ValueError(
                 f"a question of {self.task.name!r} with {self.shots} examples and its reply has {longest} tokens, more than the "
                 f"context of {context}: ask with fewer shots"
             )
+        return {item: context - len(p) for item, p in prompts.items()}
 
     def _ranked(
         self, specimen: Specimen, asked: dict[str, Example], replies: dict[str, list[int]], scores: list[float]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -16,6 +15,7 @@ from lesion.report.page import GENERATIONS
 from lesion.trial import Row
 
 if TYPE_CHECKING:
+    from lesion.store import Store
     from lesion.studies.resilience import Resilience
     from lesion.sweep import Sweep
 
@@ -103,15 +103,15 @@ def heat(sweep: Sweep) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=HEAT)
 
 
-def tables(study: Resilience, sweep: Sweep, rows: Mapping[str, Mapping[str, Row]]) -> dict[str, pl.DataFrame]:
-    """The paired effects at every dose, and how far the weights really were moved."""
+def tables(study: Resilience, sweep: Sweep, store: Store) -> dict[str, pl.DataFrame]:
+    """The paired effects at every dose, and how far the damaged weights were moved, from the ledgers."""
     moved = []
     for (arm, dose, seed), readings in study.cells.items():
-        if "displacement" in readings and (found := rows.get(readings["displacement"].key)):
-            values = [row["relative"] for row in found.values() if row.get("relative") is not None]
-            if values:
-                moved.append({"arm": arm, "σ": dose, "seed": seed, "relative change of its weights": max(values)})
-    made: dict[str, Any] = {"effects": sweep.effects(OUTCOMES), "thresholds": sweep.thresholds(OUTCOMES)}
+        state = store.index.states.get(readings["perplexity"].trial.key)
+        if dose and state:
+            share = state["ledger"][-1]["facts"]["relative_change"]
+            moved.append({"arm": arm, "σ": dose, "seed": seed, "relative change of what is damaged": share})
+    made = {"effects": sweep.effects(OUTCOMES), "thresholds": sweep.thresholds(OUTCOMES)}
     if moved:
         made["matched damage"] = pl.DataFrame(moved, infer_schema_length=None)
     return made

@@ -1,6 +1,6 @@
 """resilience: which choices of architecture and training make a model harder to break?
 
-    scratch (MHA | GQA | MoE | sinks) → pretrain            → noise(σ) → Perplexity, Displacement
+    scratch (MHA | GQA | MoE | sinks) → pretrain            → noise(σ) → Perplexity
     scratch (GQA) → pretrain → constrain → heal → release    the same: monotone
     scratch (GQA) → pretrain → heal | sft | sft → dpo        the same: trained on, instructed, preferring
 
@@ -138,19 +138,16 @@ class Resilience(Study):
     @cached_property
     def cells(self) -> dict[tuple[str, float, int], dict[str, Reading]]:
         """(arm, σ, seed) → its readings; σ = 0 is the undamaged arm."""
-        from lesion.measures import Displacement, Perplexity
+        from lesion.measures import Perplexity
         from lesion.steps import Noise
 
         text: dict[str, Any] = {"corpus": self.held_out, "documents": self.documents}
         read = Perplexity(**text, tokens=4 * self.length, window=self.length, stride=self.length // 2).pin()
         found: dict[tuple[str, float, int], dict[str, Reading]] = {}
         for (arm, seed), trial in self.whole.items():
-            moved = Displacement(reference=trial, **{**text, "documents": 2}, tokens=self.length).pin()
             for dose in (0.0, *self.doses):
                 hurt = trial >> Noise(site=self.site, sigma=dose, seed=seed) if dose else trial
                 found[arm, dose, seed] = {"perplexity": Reading(trial=hurt, measure=read)}
-                if dose == self.doses[len(self.doses) // 2]:
-                    found[arm, dose, seed]["displacement"] = Reading(trial=hurt, measure=moved)
         return found
 
     def readings(self) -> list[Reading]:
@@ -173,7 +170,7 @@ class Resilience(Study):
             generations=say.nothing(),
             claims=say.claims(self, sweep),
             heat=say.heat(sweep),
-            extra=say.tables(self, sweep, rows),
+            extra=say.tables(self, sweep, store),
             notes=[*say.notes(self), *self.said_of_missing(store)],
             missing=self.missing(store),
             words=("arm", "σ"),
@@ -183,7 +180,7 @@ class Resilience(Study):
         from lesion.sweep import Sweep
 
         found = {
-            cell: {name: rows.get(reading.key, {}) for name, reading in readings.items() if name == "perplexity"}
+            cell: {name: rows.get(reading.key, {}) for name, reading in readings.items()}
             for cell, readings in self.cells.items()
         }
         return Sweep(self.arms, [0.0, *self.doses], self.seeds, found)
