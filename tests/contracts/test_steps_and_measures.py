@@ -249,7 +249,17 @@ def test_a_step_changes_exactly_what_it_reports_and_its_undo_restores_every_bit(
 @pytest.mark.parametrize("step", [e for name in sorted(THAT_BUILD) for e in EXAMPLES[name]], ids=lambda x: str(x)[:60])
 def test_a_step_that_builds_is_kept_and_comes_back_bit_for_bit(family, step, tmp_path):
     subject, store = Scratch(architecture=family), Store(tmp_path / "lab")
-    bench = Bench(subject.load())
+
+    def start():
+        here = subject.load()
+        here.recall = lambda reading: list(reading.measure.read(here, reading.measure.items(here)))
+        return here
+
+    bench = Bench(start())
+    if step.name in OF_CAUSAL_MODELS and family == "tiny-t5":
+        with pytest.raises(ValueError, match="encoder-decoder"):
+            step.apply(bench.specimen)
+        return
     before = dict(bench.specimen.digests)
     bench.apply(step)
     made, entry = bench.specimen, bench.specimen.ledger[-1]
@@ -263,7 +273,7 @@ def test_a_step_that_builds_is_kept_and_comes_back_bit_for_bit(family, step, tmp
     more = {"decoder_input_ids": ids} if made.model.config.is_encoder_decoder else {}
     with torch.no_grad():
         assert torch.equal(*(m.model(input_ids=ids, **more).logits for m in (made, again)))
-    other = Bench(subject.load())
+    other = Bench(start())
     other.apply(step)
     assert other.specimen.digests == made.digests  # and made again it is the same
 
@@ -377,7 +387,7 @@ def test_a_subject_a_step_and_a_measure_each_make_another_reading():
 
 def test_unknown_words_and_versions_are_named():
     with pytest.raises(
-        ValueError, match=r"no step 'nosie'; there are: ablate, choose, constrain, harden, heal, .*, streaming"
+        ValueError, match=r"no step 'nosie'; there are: ablate, choose, constrain, dpo, finetune, harden, .*, streaming"
     ):
         find("step/nosie")
     stale = {**steps.Noise(site="mlp", sigma=1.0).to_json(), "version": 0}
