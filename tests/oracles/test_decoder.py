@@ -300,5 +300,6 @@ def test_sizes_and_sites():
     model = made()
     assert {"embedding", "attention.value", "mlp.gate", "head"} <= set(parts(model))
     assert len(resolve(model, "mlp")) == 9
-    with pytest.raises(ValueError, match="experts is not described"):
-        resolve(made("experts"), "mlp")
+    mixture = made("experts")
+    of_experts = [view for view in resolve(mixture, "mlp") if view.part != "mlp.router"]
+    assert {view.tensor.dim() for view in of_experts} == {3} and "mlp.router" in parts(mixture)
