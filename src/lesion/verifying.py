@@ -18,6 +18,7 @@ from torch import nn
 
 from lesion.likelihood import padded
 from lesion.loss import IGNORE, Objective
+from lesion.trial import Reading, Row, Specimen
 
 Trunk = Literal["decoder", "encoder"]
 WIDTH, LAYERS, HEADS = 128, 2, 4  # of the encoder
@@ -30,8 +31,8 @@ class Encoder(nn.Module):
     def __init__(self, vocabulary: int, length: int):
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, WIDTH), nn.Embedding(length, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
-        self.layers = nn.ModuleList([layer, *(_again(layer) for _ in range(LAYERS - 1))])
+        how: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, **how) for _ in range(LAYERS))
         self.head = nn.Linear(WIDTH, 1)
 
     def forward(self, ids: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -42,10 +43,6 @@ class Encoder(nn.Module):
         weight = there[..., None].to(x.dtype)
         found: torch.Tensor = self.head((x * weight).sum(1) / weight.sum(1))[:, 0]
         return found
-
-
-def _again(_: nn.Module) -> nn.Module:
-    return nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
 
 
 def attach(model: Any, trunk: Trunk, length: int, seed: int) -> None:
@@ -105,6 +102,21 @@ class Correctness(Objective):
         right = targets.gather(1, last[:, None])[:, 0]
         logits = verdicts(model, ids, last).float()
         return F.binary_cross_entropy_with_logits(logits, right.float(), reduction="sum").double()
+
+
+def solutions(specimen: Specimen, samples: Reading, rows: Sequence[Row]) -> list[tuple[str, list[int], int]]:
+    """Item, tokens of problem and solution, and whether that is right, of each reply that was graded."""
+    from lesion import asking
+
+    measure: Any = samples.measure
+    examples = {e.id: e for e in measure.task.examples(measure.part)}
+    found = []
+    for row in rows:
+        if row["correct"] is not None and row["text"]:
+            text = asking.prompt(specimen, measure.task, examples[row["example"]], measure.chat)
+            text += asking.reply(specimen, measure.task, row["text"], measure.chat)
+            found.append((row["item"], text, int(row["correct"])))
+    return found
 
 
 def collate(some: Sequence[Judged]) -> tuple[torch.Tensor, torch.Tensor, None, None]:

@@ -53,19 +53,13 @@ class Verification(Measure):
     def read(self, specimen: Specimen, items: Sequence[str]) -> list[Row]:
         import torch
 
-        from lesion import asking, verifying
+        from lesion import verifying
         from lesion.inference import inference
         from lesion.likelihood import padded
 
         started, known = time.perf_counter(), self._rows(specimen)
-        measure: Any = self.of.measure
-        examples = {e.id: e for e in measure.task.examples(measure.part)}
-        texts = {}
-        for item in items:
-            row = known[item]
-            if row["text"] and row["correct"] is not None:
-                texts[item] = asking.prompt(specimen, measure.task, examples[row["example"]], measure.chat)
-                texts[item] += asking.reply(specimen, measure.task, row["text"], measure.chat)
+        found = verifying.solutions(specimen, self.of, [known[item] for item in items])
+        texts = {item: text for item, text, _ in found}
         chances: dict[str, float] = {}
         most = verifying.longest(specimen.model)
         order = sorted((i for i in texts if most is None or len(texts[i]) <= most), key=lambda i: -len(texts[i]))

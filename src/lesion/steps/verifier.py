@@ -13,7 +13,7 @@ from lesion import verifying
 from lesion.digest import named_tensors
 from lesion.fit import Documents, Training, fit
 from lesion.responses import Examples
-from lesion.trial import Reading, Row, Specimen, Step
+from lesion.trial import Reading, Specimen, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ class Verifier(Training, Step):
         if specimen.model.config.is_encoder_decoder:
             raise ValueError("a verifier reads with a causal model, and this one is encoder-decoder")
         assert specimen.recall is not None, "the walk recalls what is quoted"
-        judged = solutions(specimen, self.samples, specimen.recall(self.samples))
+        judged = verifying.solutions(specimen, self.samples, specimen.recall(self.samples))
         found = [(text, right) for _, text, right in judged if len(text) <= self.length]
         good = sum(right for _, right in found)
         if not good or good == len(found):
@@ -75,19 +75,3 @@ class Verifier(Training, Step):
             how: dict[str, Any] = {"tell": specimen.tell, "objective": verifying.Correctness()}
             facts = fit(specimen.model, data, self, folder=place, **how)
         return {"solutions": len(found), "right": good, "left_out": len(judged) - len(found), **facts}
-
-
-def solutions(specimen: Specimen, samples: Reading, rows: list[Row]) -> list[tuple[str, list[int], int]]:
-    """Item, tokens of problem and solution, and whether that is right, of each reply that was graded."""
-    from lesion import asking
-
-    measure: Any = samples.measure
-    examples = {e.id: e for e in measure.task.examples(measure.part)}
-    found = []
-    for row in rows:
-        if row["correct"] is not None and row["text"]:
-            e = examples[row["example"]]
-            text = asking.prompt(specimen, measure.task, e, measure.chat)
-            text += asking.reply(specimen, measure.task, row["text"], measure.chat)
-            found.append((row["item"], text, int(row["correct"])))
-    return found
