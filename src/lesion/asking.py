@@ -21,9 +21,10 @@ Chat = Literal["plain", "template", "auto"]
 TOLD = "auto: the chat template where there is one"
 
 
-def templated(specimen: Specimen, chat: Chat) -> bool:
-    """Whether prompts go through the chat template. Raises ValueError where it is asked for and there is none."""
-    there = bool(getattr(specimen.tokenizer, "chat_template", None))
+def templated(reader: Any, chat: Chat) -> bool:
+    """Whether prompts go through the chat template of a tokenizer or processor. Raises ValueError where it is asked for and there
+    is none."""
+    there = bool(getattr(reader, "chat_template", None))
     if chat == "template" and not there:
         raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
     return there and chat != "plain"
@@ -36,7 +37,7 @@ def prompt(specimen: Specimen, task: AnyTask, example: Example, chat: Chat, befo
     if specimen.model.config.is_encoder_decoder:
         return list(tokenizer(before + task.seq2seq(example))["input_ids"])
     text = before + task.prompt(example)
-    if not templated(specimen, chat):
+    if not templated(tokenizer, chat):
         return list(tokenizer(text)["input_ids"])
     said = example.turns or (("user", task.prompt(example).strip()),)
     turns = [{"role": role, "content": words} for role, words in said]
@@ -48,7 +49,7 @@ def prompt(specimen: Specimen, task: AnyTask, example: Example, chat: Chat, befo
 def reply(specimen: Specimen, task: AnyTask, text: str, chat: Chat) -> list[int]:
     """The tokens of a reply, without an end token."""
     assert specimen.tokenizer is not None
-    apart = task.line and not specimen.model.config.is_encoder_decoder and not templated(specimen, chat)
+    apart = task.line and not specimen.model.config.is_encoder_decoder and not templated(specimen.tokenizer, chat)
     return list(specimen.tokenizer((" " if apart else "") + text, add_special_tokens=False)["input_ids"])
 
 

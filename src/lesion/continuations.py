@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lesion.likelihood import BATCH_TOKENS, padded
+from lesion.likelihood import BATCH_TOKENS, beginning, padded
 
 if TYPE_CHECKING:
     import torch
@@ -113,9 +113,7 @@ def common(trees: Sequence[Tree]) -> int:
     """Tokens that all contexts begin with and that are worth sharing; each context keeps one of its own at least."""
     if len(trees) < 2:
         return 0
-    first, last = min(tree.context for tree in trees), max(tree.context for tree in trees)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    same = min(same, min(len(tree.context) for tree in trees) - 1)
+    same = beginning([tree.context for tree in trees])
     return same if same >= SHARED else 0
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lesion import streams
 from lesion.inference import SlotCache, inference, mask_by_kind
-from lesion.likelihood import context_of
+from lesion.likelihood import beginning, context_of
 from lesion.sampling import Sampling, choose
 
 logger = logging.getLogger("lesion")
@@ -321,10 +321,7 @@ def _engine(model: PreTrainedModel, rows: int, prompts: Sequence[Prompt], new_to
 def _common_prefix(prompts: Sequence[Prompt]) -> int:
     """Length of what all prompts begin with; each keeps at least one token of its own. A picture is shared whole or not
     at all, since its tokens look alike whatever it shows."""
-    texts = [p.tokens for p in prompts]
-    first, last = min(texts), max(texts)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    same = min(same, min(map(len, texts)) - 1)
+    same = beginning([p.tokens for p in prompts])
     if any(any(p.shows) for p in prompts):
         begins = min((i for p in prompts for i, number in enumerate(p.shows) if number), default=same)
         ends = max(i + 1 for p in prompts for i, number in enumerate(p.shows) if number)

@@ -58,6 +58,13 @@ def batches(todo: Sequence[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
+def beginning(texts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all texts begin with; each keeps at least one token of its own."""
+    first, last = min(texts), max(texts)  # all others lie between them
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, min(map(len, texts)) - 1)
+
+
 def padded(texts: Sequence[Sequence[int]]) -> torch.Tensor:
     """Token ids [B, T], padded on the right, where a causal model cannot see it.
 

@@ -96,15 +96,11 @@ class Generation(Measure):
                 raise ValueError(
                     f"prompt {prompt.id!r} shows a picture, but this {name} comes without an image processor"
                 )
-            ids, shows, made = look(specimen.processor, prompt.text, prompt.image, self._chats(specimen.processor))
+            ids, shows, made = look(
+                specimen.processor, prompt.text, prompt.image, asking.templated(specimen.processor, self.chat)
+            )
             asked.append(decode.Prompt(item, ids, shows, tensors.setdefault(prompt.image, made)))
         return asked
-
-    def _chats(self, reader: Any) -> bool:
-        """Whether prompts go through the chat template of this tokenizer or processor."""
-        if self.chat == "template" and not reader.chat_template:
-            raise ValueError("chat='template' was asked for, but this tokenizer has no chat template")
-        return self.chat != "plain" and bool(reader.chat_template)
 
     def tokenise(self, specimen: Specimen, prompt: str) -> tuple[int, ...]:
         """What the model reads before it answers. A chat template brings its own start tokens; without one the
@@ -117,7 +113,7 @@ class Generation(Measure):
         """The same as text, and whether the tokenizer's own start tokens go with it."""
         tokenizer = specimen.tokenizer
         assert tokenizer is not None
-        if not self._chats(tokenizer):
+        if not asking.templated(tokenizer, self.chat):
             return prompt, True
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
