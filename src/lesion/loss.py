@@ -93,6 +93,9 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     float32 and float64.
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    scored = targets != IGNORE
+    if _fused is None and not scored.all():  # prompts and padding have no logits; what is compiled is so for one shape
+        hidden, targets = hidden[scored], targets[scored]
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden, weight = hidden.to(torch.get_autocast_dtype(kind)), weight.to(torch.get_autocast_dtype(kind))

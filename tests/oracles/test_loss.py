@@ -13,8 +13,9 @@ from lesion.packing import pack
 from lesion.subjects import Scratch
 
 
+@pytest.mark.parametrize("ignored", [0, 3, 16, 17])
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_the_sum_and_its_gradients_are_torchs(rows, monkeypatch):
+def test_the_sum_and_its_gradients_are_torchs(rows, ignored, monkeypatch):
     monkeypatch.setattr(loss, "CHUNK_BYTES", rows * 4 * 50)
     monkeypatch.setattr(loss, "LEAST", 1)
     g = torch.Generator().manual_seed(0)
@@ -23,7 +24,9 @@ def test_the_sum_and_its_gradients_are_torchs(rows, monkeypatch):
         torch.randn(50, 8, generator=g, requires_grad=True),
     )
     targets = torch.randint(0, 50, (2, 17), generator=g)
-    targets[0, 3:6] = IGNORE
+    targets[0, 3:6], targets[1, :ignored] = IGNORE, IGNORE
+    if ignored == 17:
+        targets[:] = IGNORE  # nothing is scored: no loss and no gradient
     total = linear_cross_entropy(hidden, weight, targets)
     (total * 0.25).backward()
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))

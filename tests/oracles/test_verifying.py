@@ -52,6 +52,7 @@ def test_ways_of_choosing():
     assert found[1]["best"] == found[4]["first"] == {"a": 0.0, "b": 1.0}
     assert found[2]["best"] == {"a": 1.0, "b": 1.0} and found[4]["best"] == {"a": 1.0, "b": 0.0}
     assert found[4]["majority"] == {"a": 0.0, "b": 0.0}
+    assert found[4]["any"] == {"a": 0.25, "b": 0.25} and found[2]["any"] == {"a": 0.5, "b": 0.5}
     assert majority(rows[:2])["stated"] == "3", "of equally many the first"
 
 

@@ -108,8 +108,8 @@ class Verification(Measure):
 
 
 def choices(rows: Sequence[Row]) -> dict[int, dict[str, dict[str, float]]]:
-    """k → way of choosing → example → whether what is chosen among its first k solutions is right. A solution without a number or
-    a chance is chosen last."""
+    """k → way of choosing → example → whether what is chosen among its first k solutions is right; "any": the share of them that
+    is, a choice at random. A solution without a number or a chance is chosen last."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row["example"], []).append(row)
@@ -117,12 +117,13 @@ def choices(rows: Sequence[Row]) -> dict[int, dict[str, dict[str, float]]]:
     ks = sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})
     found: dict[int, dict[str, dict[str, float]]] = {}
     for k in ks:
-        found[k] = {"first": {}, "majority": {}, "best": {}}
+        found[k] = {"first": {}, "majority": {}, "best": {}, "any": {}}
         for example, some in of.items():
             found[k]["first"][example] = float(bool(some[0]["correct"]))
             found[k]["majority"][example] = float(bool(majority(some[:k])["correct"]))
             best = max(some[:k], key=lambda row: -1.0 if row["chance"] is None else row["chance"])
             found[k]["best"][example] = float(bool(best["correct"]))
+            found[k]["any"][example] = statistics.fmean(bool(row["correct"]) for row in some[:k])
     return found
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from lesion.claiming import averaged, decided, tested, untested
-from lesion.report.page import CURVES, GENERATIONS
+from lesion.report.page import GENERATIONS
+from lesion.studies._told import Array, crossed, fell
 from lesion.studies.modern_align import BASE, CONTROL, DPO, SFT, SOLVER, STAGES, VERIFIER, ModernAlign
 from lesion.trial import Row
 
-Array = NDArray[np.float64]
 SHOWN = 24
 NOTES = [
     "“base” is whatever the subject is: smollm2 is an instructed model already, so there SFT and DPO are further training.",
@@ -44,25 +43,21 @@ class Told:
 
     def array(self, stage: str, name: str, column: str, weight: str | None = None) -> Array:
         """[seeds, items] of a column, over another one where that is named."""
-        items: dict[str, None] = {}
-        for seed in self.study.seeds:
-            for other in (*STAGES, VERIFIER):
-                items |= dict.fromkeys(self.of(other, name, seed))
-        found = np.full((len(self.study.seeds), len(items)), np.nan)
-        for i, seed in enumerate(self.study.seeds):
-            rows = self.of(stage, name, seed)
-            for j, item in enumerate(items):
-                row = rows.get(item, {})
-                if row.get(column) is not None:
-                    found[i, j] = float(row[column]) / (row[weight] if weight else 1)
-        return found
+
+        def value(row: Row) -> float | None:
+            return None if row.get(column) is None else row[column] / (row[weight] if weight else 1)
+
+        return self._crossed(stage, name, value)
 
     def stopped(self, stage: str) -> Array:
         """Whether replies ended, [seeds, items]."""
-        items = {i: None for seed in self.study.seeds for other in STAGES for i in self.of(other, "responses", seed)}
-        rows = [[self.of(stage, "responses", seed).get(item) for item in items] for seed in self.study.seeds]
-        found = [[np.nan if row is None else float(row["stop"] == "end") for row in some] for some in rows]
-        return np.array(found, float).reshape(len(rows), len(items))
+        return self._crossed(stage, "responses", lambda row: row["stop"] == "end")
+
+    def _crossed(self, stage: str, name: str, value: Callable[[Row], float | None]) -> Array:
+        """Over the items of all stages, in one order."""
+        seeds = self.study.seeds
+        items = {item: None for seed in seeds for other in (*STAGES, VERIFIER) for item in self.of(other, name, seed)}
+        return crossed([self.of(stage, name, seed) for seed in seeds], value, items)
 
     def facts(self, stage: str, seed: int) -> Mapping[str, Any]:
         state = self.states.get(self.study.chains[seed][stage].key)
@@ -109,49 +104,44 @@ def claims(told: Told) -> pl.DataFrame:
     pair("DPO raises the loss of held-out responses", DPO, SFT, "responses", "nll", nats, 1, "nll_tokens")
     pair("SFT and DPO raise the loss of running text", DPO, BASE, "text", "nll", nats, 1, "tokens")
     pair("Training on sums raises their accuracy", SOLVER, DPO, "sums", "correct", share, 1)
-    most, by = chosen(told)
+    by = chosen(told)
+    most = max(by, default=told.study.solutions)
     for text, other in (
         (f"Best of {most} by the verifier beats the first solution", "first"),
         (f"Best of {most} by the verifier beats the majority", "majority"),
         (f"Best of {most} by the verifier beats a choice at random", "any"),
     ):
-        if by is None:
-            found.append(untested(text, "share of problems", "no verdicts were read"))
+        if by:
+            found.append(tested(text, by[most]["best"], by[most][other], "share of problems", text, direction=1))
         else:
-            found.append(tested(text, by["best"], by[other], "share of problems", text, direction=1))
+            found.append(untested(text, "share of problems", "no verdicts were read"))
     return decided(found)
 
 
-def chosen(told: Told, k: int | None = None) -> tuple[int, dict[str, Array] | None]:
-    """k (the largest, unless said) and for each way of choosing whether it is right [seeds, problems]."""
+def chosen(told: Told) -> dict[int, dict[str, Array]]:
+    """For each k and way of choosing among k solutions whether it is right [seeds, problems]; empty where verdicts of a seed are
+    missing."""
     from lesion.measures.verification import choices
 
-    tables = []
-    for seed in told.study.seeds:
-        rows = list(told.of(VERIFIER, "verification", seed).values())
-        if not rows:
-            return told.study.solutions, None
-        made = choices(rows)
-        some = max(made) if k is None else k
-        of: dict[str, list[float]] = {}
-        for row in rows:
-            of.setdefault(row["example"], []).append(float(bool(row["correct"])))
-        anyone = {example: sum(values[:some]) / some for example, values in of.items()}
-        tables.append((some, {**made[some], "any": anyone}))
-    problems = sorted(set.intersection(*(set(table["first"]) for _, table in tables)))
-    ways = {way: np.array([[table[way][p] for p in problems] for _, table in tables]) for way in tables[0][1]}
-    return tables[0][0], ways
+    seeds = [list(told.of(VERIFIER, "verification", seed).values()) for seed in told.study.seeds]
+    if not all(seeds):
+        return {}
+    made = [choices(rows) for rows in seeds]
+    problems = sorted(set.intersection(*(set(ks[1]["first"]) for ks in made)))
+    return {
+        k: {way: np.array([[ks[k][way][p] for p in problems] for ks in made]) for way in made[0][k]}
+        for k in sorted(set.intersection(*map(set, made)))
+    }
 
 
 def tables(told: Told) -> dict[str, pl.DataFrame]:
     """The curve of best of k, what verifiers are worth, and what was trained."""
     found: dict[str, pl.DataFrame] = {}
-    most, by = chosen(told)
-    if by is not None:
+    if by := chosen(told):
         rows = []
-        for k in sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most}):
+        for k, ways in by.items():
             row: Row = {"k": k}
-            for way, values in (chosen(told, k)[1] or {}).items():
+            for way, values in ways.items():
                 row |= averaged(values, way)
             rows.append(row)
         found["best of k"] = pl.DataFrame(rows, infer_schema_length=None)
@@ -186,18 +176,10 @@ def _verifier(told: Told, seed: int) -> Row:
 
 def curves(told: Told) -> pl.DataFrame:
     """The loss of each training as it fell, from the ledgers."""
-    rows = []
-    for seed in told.study.seeds:
-        for stage in (SFT, DPO, SOLVER, VERIFIER):
-            for point in told.facts(stage, seed).get("curve", []):
-                said = {
-                    "measure": f"training loss of {stage}",
-                    "unit": "nats",
-                    "better": "lower",
-                    "site": f"seed {seed}",
-                }
-                rows.append({**said, "dose": float(point["step"]), "value": point["loss"]})
-    return pl.DataFrame([{**dict.fromkeys(CURVES), **row} for row in rows], schema=CURVES)
+    stages = [(stage, seed) for seed in told.study.seeds for stage in (SFT, DPO, SOLVER, VERIFIER)]
+    return fell(
+        ((f"training loss of {stage}", f"seed {seed}", told.facts(stage, seed)) for stage, seed in stages), "nats"
+    )
 
 
 def generations(told: Told) -> pl.DataFrame:

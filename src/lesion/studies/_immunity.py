@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from lesion.claiming import averaged, decided, tested
+from lesion.studies._told import Array, crossed
 from lesion.trial import Row
 
 if TYPE_CHECKING:
     from lesion.studies.immunity import Immunity
 
-Array = NDArray[np.float64]
 AGAINST = {"monotone": "trained on", "healed": "trained on"}  # which were trained for as long
 CALLED = {"trained on": "Further training", "monotone": "A monotone mlp", "healed": "Having been healed"}
 CALLED |= {"int8": "int8", "nf4": "nf4"}
@@ -32,13 +30,9 @@ class Told:
 
     def array(self, arm: str, done: str, name: str, value: Callable[[Row], float | None]) -> Array:
         """[seeds, items], NaN where there is none."""
-        of = [self._of(arm, done, name, seed) for seed in self.study.seeds]
-        items = list(dict.fromkeys(i for seed in self.study.seeds for i in self._of("plain", "nothing", name, seed)))
-        cells = [[rows.get(item) for item in items] for rows in of]
-        found = [[None if row is None else value(row) for row in some] for some in cells]
-        return np.array([[np.nan if x is None else x for x in some] for some in found], float).reshape(
-            len(of), len(items)
-        )
+        seeds = self.study.seeds
+        items = {item: None for seed in seeds for item in self._of("plain", "nothing", name, seed)}
+        return crossed([self._of(arm, done, name, seed) for seed in seeds], value, items)
 
     def _of(self, arm: str, done: str, name: str, seed: int) -> Mapping[str, Row]:
         reading = self.study.cells.get((arm, done, seed), {}).get(name)

@@ -12,9 +12,10 @@ import polars as pl
 
 from lesion.claiming import decided, tested, untested
 from lesion.report.figures import Drawing
-from lesion.report.page import CURVES, GENERATIONS
+from lesion.report.page import GENERATIONS
 from lesion.report.tables import to_csv
 from lesion.stats import ratio
+from lesion.studies._told import fell
 
 Cells = Mapping[int, Mapping[str, Mapping[str, dict[str, Any]]]]  # seed → reading → item → row
 WAYS = ("model", "trigram", "5-gram")
@@ -67,13 +68,8 @@ def claims(cells: Cells) -> pl.DataFrame:
 
 def curves(ledgers: Mapping[int, list[dict[str, Any]]]) -> pl.DataFrame:
     """The loss as it fell, from the ledgers."""
-    rows = []
-    for seed, ledger in ledgers.items():
-        for entry in ledger:
-            for point in entry.get("facts", {}).get("curve", []):
-                said = {"measure": "training loss", "unit": "nats a token", "better": "lower", "site": f"seed {seed}"}
-                rows.append({**said, "dose": float(point["step"]), "value": point["loss"]})
-    return pl.DataFrame([{**dict.fromkeys(CURVES), **row} for row in rows], schema=CURVES)
+    entries = ((seed, entry.get("facts", {})) for seed, ledger in ledgers.items() for entry in ledger)
+    return fell(("training loss", f"seed {seed}", facts) for seed, facts in entries)
 
 
 def generations(cells: Cells) -> pl.DataFrame:

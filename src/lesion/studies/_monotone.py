@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from lesion.claiming import decided, tested, untested
 from lesion.flipping import success
 from lesion.report.page import CURVES, GENERATIONS
 from lesion.stats import ratio
 from lesion.studies._arms import BASELINE, HARDENED, MATCHED, PRETRAINED, Arms
+from lesion.studies._told import Array, crossed
 from lesion.trial import Row
 
-Array = NDArray[np.float64]
 Value = Callable[[Row], float | None]
 THRESHOLD = 0.15  # described: a flip succeeds where it raises the loss by this share of it
 DESCRIBED_GAP = 1 - math.log(10.9 / 10.2) / math.log(
@@ -76,14 +75,7 @@ class Told:
 
     def array(self, arm: str, stage: str, name: str, value: Value) -> Array:
         """Values [seeds, items], NaN where there is none."""
-        found = [self.read(arm, stage, seed, name) for seed in self.seeds(arm, stage)]
-        items = list(dict.fromkeys(item for rows in found for item in rows))
-        out = np.full((len(found), len(items)), np.nan)
-        for i, rows in enumerate(found):
-            for j, item in enumerate(items):
-                if item in rows and (number := value(rows[item])) is not None:
-                    out[i, j] = number
-        return out
+        return crossed([self.read(arm, stage, seed, name) for seed in self.seeds(arm, stage)], value)
 
     def mean(self, arm: str, stage: str, name: str, value: Value) -> dict[str, Any]:
         """value, low and high of the mean over seeds and items, and how many of them there are."""

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from lesion.claiming import averaged, decided, tested
-from lesion.report.page import CURVES, GENERATIONS
+from lesion.report.page import GENERATIONS
 from lesion.report.tables import to_csv
 from lesion.stats import macro_f1
+from lesion.studies._told import Array, crossed, fell
 from lesion.trial import Row
 
 if TYPE_CHECKING:
     from lesion.store import Store
     from lesion.studies.modern_tasks import ModernTasks
 
-Array = NDArray[np.float64]
 SHOWN = 24  # replies of each way that the page has
 WORST = 8  # wrong replies of each way in the table of errors
 GROUPS = 3  # of questions by length
@@ -56,15 +55,8 @@ class Told:
 
     def array(self, task: str, way: str, column: str, seeds: list[int] | None = None) -> Array:
         """[seeds, items], NaN where there is none."""
-        items, chosen = self.items(task), self.seeds(task, way) if seeds is None else seeds
-        found = np.full((len(chosen), len(items)), np.nan)
-        for i, seed in enumerate(chosen):
-            rows = self.of(task, way, seed)
-            for j, item in enumerate(items):
-                value = rows.get(item, {}).get(column)
-                if value is not None:
-                    found[i, j] = float(value)
-        return found
+        chosen = self.seeds(task, way) if seeds is None else seeds
+        return crossed([self.of(task, way, seed) for seed in chosen], lambda row: row.get(column), self.items(task))
 
     def metric(self, task: str) -> str:
         return self.study.known[task].metric
@@ -123,15 +115,13 @@ def claims(told: Told) -> pl.DataFrame:
 
 def curves(told: Told, store: Store) -> pl.DataFrame:
     """The loss of each training as it fell, from the ledgers."""
-    rows = []
-    for (task, way, seed), reading in told.study.cells.items():
-        state = store.index.states.get(reading.trial.key)
-        if way not in ("LoRA", "full") or state is None:
-            continue
-        for point in state["ledger"][-1].get("facts", {}).get("curve", []):
-            said = {"measure": f"training loss, {task}", "unit": "nats a token", "better": "lower"}
-            rows.append({**said, "site": f"{way}, seed {seed}", "dose": float(point["step"]), "value": point["loss"]})
-    return pl.DataFrame([{**dict.fromkeys(CURVES), **row} for row in rows], schema=CURVES)
+    states = store.index.states
+    trainings = (
+        (f"training loss, {task}", f"{way}, seed {seed}", states[reading.trial.key]["ledger"][-1].get("facts", {}))
+        for (task, way, seed), reading in told.study.cells.items()
+        if way in ("LoRA", "full") and reading.trial.key in states
+    )
+    return fell(trainings)
 
 
 def generations(told: Told) -> pl.DataFrame:

