@@ -39,6 +39,12 @@ def main(args: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show σ must not stop a run
     args = sys.argv[1:] if args is None else args
     code = run(args)
+    try:
+        sys.stdout.flush()
+    except (
+        OSError
+    ):  # said already; what is left would be printed again as the interpreter ends, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if args[:1] == ["work"]:  # threads of gloo abort now and then while an interpreter takes itself apart
         sys.stdout.flush()
         sys.stderr.flush()
@@ -58,7 +64,11 @@ def run(args: list[str]) -> int:
     from lesion.trial import Unfinished
 
     try:
-        return getattr(commands if hasattr(commands, options.command) else jobcommands, options.command)(options, rest)
+        code: int = getattr(commands if hasattr(commands, options.command) else jobcommands, options.command)(
+            options, rest
+        )
+        sys.stdout.flush()  # here a full device is still an error with a name
+        return code
     except KeyboardInterrupt:
         goes_on = options.command in ("run", "work") and not getattr(options, "force", False)
         print(f"interrupted{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)

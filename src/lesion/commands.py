@@ -107,9 +107,11 @@ def calibrate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def status(options: argparse.Namespace, rest: list[str]) -> int:
-    from lesion.jobcommands import status_of_jobs
+    from lesion.jobcommands import asked_of_schedulers, status_of_jobs
 
     store = _existing(options)
+    scheduled = asked_of_schedulers(store, options.verbosity)
+    store.refresh()
     index = store.index
     rows = sum(seal.n for seal in index.seals.values())
     files = sum(len(names) for _, _, names in os.walk(options.lab))
@@ -133,7 +135,7 @@ def status(options: argparse.Namespace, rest: list[str]) -> int:
         failed = index.states.get(of)
         what = f" ({_sentence(failed['trial'])})" if failed else ""
         say(f"  failed: {of[:KEY]}{what}: {failure['error']}", style="red")
-    status_of_jobs(store, options.verbosity)
+    status_of_jobs(store, scheduled, options.verbosity)
     return OK
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lesion.study import Study
     from lesion.submission import Submission, Work
 
+    # states of its jobs (None: no scheduler answers), or the name of the submission that took its place
+    Scheduled = list[tuple[Submission, dict[str, str] | str | None]]
+
 LISTED = 12  # tasks of a submission that `status` lists before it is asked for all
 DRAWN = 40  # tasks that `submit --dry-run` draws
 
@@ -159,19 +162,27 @@ def work(options: argparse.Namespace, rest: list[str]) -> int:
     return OK if done else FAILED
 
 
-def status_of_jobs(store: Store, verbosity: str) -> None:
-    """What has become of each submission: the store's word on what is done, the scheduler's on what still runs."""
+def asked_of_schedulers(store: Store, verbosity: str) -> Scheduled:
+    """Each submission with the states of its jobs, or the name of the one that took its place. Whoever reads the store after
+    this sees what every job that is over by now has written."""
     from lesion.submission import submissions
 
+    found: Scheduled = []
     for submission in (all_of_them := submissions(store.root)):
         newer = [
             s.name for s in all_of_them if s.folder.parent == submission.folder.parent and s.name > submission.name
         ]
-        if newer and verbosity != "verbose":
-            say(f"{submission.name}: submitted again as {newer[-1]}")
+        found.append((submission, newer[-1] if newer and verbosity != "verbose" else _states(submission)))
+    return found
+
+
+def status_of_jobs(store: Store, scheduled: Scheduled, verbosity: str) -> None:
+    """What has become of each submission: the store's word on what is done, the scheduler's on what still runs."""
+    for submission, states in scheduled:
+        if isinstance(states, str):
+            say(f"{submission.name}: submitted again as {states}")
             continue
-        states, jobs = _states(submission), submission.jobs
-        store.refresh()  # a job that is over by now has written before
+        jobs = submission.jobs
         if states is None:
             say(f"{submission.name}: no scheduler answers here, so what still runs is not known")
             states = dict.fromkeys(jobs.values(), "UNKNOWN")

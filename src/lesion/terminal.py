@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+class Output(Console):
+    """Standard output. Where whoever reads it has had enough (`| head`) is for the command line to say."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def say(text: str, style: str = "") -> None:
     """A line for the terminal, wrapped there and nowhere else."""
-    console = Console()
+    console = Output()
     console.print(Text(visible(text), style=style), soft_wrap=not console.is_terminal)
 
 
@@ -36,10 +43,10 @@ def print_frame(frame: pl.DataFrame, most: int = 200, fold: bool = True) -> None
     lines = [[_cell(row, name) for name in names] for row in frame.head(most).iter_rows(named=True)]
     for cells in lines:
         table.add_row(*map(Text, cells))
-    console = Console()
+    console = Output()
     needed = console.measure(table, options=console.options.update_width(100_000)).maximum
     if not console.is_terminal:
-        Console(width=max(needed, 1)).print(table, soft_wrap=True)
+        Output(width=max(needed, 1)).print(table, soft_wrap=True)
     elif fold or needed <= console.width:
         console.print(table)
     else:

@@ -113,7 +113,19 @@ def command(lab: Path, *words: str) -> int:
 
 def to_a_full_device(lab: Path, *words: str) -> int:
     """The same, and what it prints goes to a device that is full."""
-    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    return _printing_to(os.open("/dev/full", os.O_WRONLY), lab, *words)
+
+
+def to_a_closed_pipe(lab: Path, *words: str) -> int:
+    """The same, and whoever read what it prints has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return _printing_to(writer, lab, *words)
+
+
+def _printing_to(file: int, lab: Path, *words: str) -> int:
+    os.dup2(file, 1)
+    sys.stdout = os.fdopen(1, "w", buffering=8192, closefd=False)  # as it is without PYTHONUNBUFFERED: errors come late
     try:
         cli.main([*words, "--lab", str(lab)])
     except SystemExit as end:

@@ -83,3 +83,6 @@ def test_nothing_can_be_printed(server, study, tmp_path, words, fault):
     assert end.code == FAILED and FULL in end.said, end
     assert "Traceback" not in end.said and b"".join(Store(lab).canonical()) == study[1]
     fault("output to a full device", "/dev/full", "refused by name")
+    end = server.run("to_a_closed_pipe", lab, *words)
+    assert end.code == OK and "rror" not in end.said, end
+    fault("output that nobody reads", "a closed pipe, as of | head", "ended without a word")
