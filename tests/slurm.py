@@ -114,6 +114,8 @@ class Cluster:
         """kill -9 of the node's daemon and of everything that runs in jobs, as when the power goes; after `seconds` it is back.
 
         All are stopped before any is killed, since a supervisor that outlives its job reports a failure, which no power cut does.
+        Each `srun` goes first: the kernel sends SIGHUP and SIGCONT to a stopped process whose group loses its last parent, srun then
+        cancels its step, and the controller, which finds no node, says so again a minute later, to the step's next incarnation.
         The controller takes a job that began less than BatchStartTimeout + MessageTimeout = 6 s before for one still to come,
         and asks for it again only minutes later.
         """
@@ -126,7 +128,8 @@ class Cluster:
                     with suppress(psutil.NoSuchProcess):
                         process.suspend()
             time.sleep(0.1)
-        for process in stopped.values():
+        supervise = {"srun": 0, "slurmstepd": 2}
+        for process in sorted(stopped.values(), key=lambda process: supervise.get(process.info["name"][:10], 1)):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.processes["slurmd"].kill()
