@@ -244,6 +244,7 @@ class Runs:
     curved: dict[str, Reading] = field(default_factory=dict)  # by subject: its steep directions
     rows: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    _said: dict[Key, Row] = field(default_factory=dict)
 
     def add(self, key: Key, before: Trial, trial: Trial, string: Reading | None = None, **further: Measure) -> None:
         self.trials[key], self.before[key[:2]] = trial, before
@@ -268,6 +269,7 @@ class Runs:
 
     def know(self, rows: Mapping[str, Mapping[str, Row]], store: Store) -> Runs:
         self.rows, self.states = rows, store.index.states
+        self._said.clear()
         return self
 
     @property
@@ -317,6 +319,11 @@ class Runs:
 
     def run(self, key: Key) -> Row:
         """One run in numbers: ranks in per cent of those before, the loss in nats more than before."""
+        if key not in self._said:
+            self._said[key] = self._of(key)
+        return self._said[key]
+
+    def _of(self, key: Key) -> Row:
         subject, arm, seed = key
         trial, first = self.trials[key], self.before[key[:2]]
         after, was = self.ranks(trial), self.ranks(first)

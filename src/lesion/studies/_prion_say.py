@@ -306,15 +306,3 @@ def described(found: pl.DataFrame, table: Sequence[Described]) -> pl.DataFrame:
                     | {"n": row["items"], "p after Holm": row["p_holm"], "verdict": row["verdict"]}
                 )
     return pl.DataFrame(rows, infer_schema_length=None) if rows else pl.DataFrame(schema={"described claim": pl.String})
-
-
-def steepest(runs: Runs) -> pl.DataFrame:
-    """Of each subject the steep eigenpairs with their residuals, and random directions for comparison."""
-    rows = []
-    for subject, reading in runs.curved.items():
-        for item, row in runs.rows.get(reading.key, {}).items():
-            rows.append(
-                {"subject": subject, "direction": item, "Rayleigh quotient": row["value"], "weights": row["size"]}
-                | {"residual / |λ₁|": row["residual"], "‖H v‖ / |λ₁|": row["length"]}
-            )
-    return pl.DataFrame(rows, infer_schema_length=None)

@@ -114,9 +114,9 @@ class PrionMechanism(Prion):
         ]
 
     def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
-        from lesion.studies import _prion_say as say
+        from lesion.studies._prion_strings import steepest
 
-        return {"where the weights went": gains(runs), "steep directions": say.steepest(runs)}
+        return {"where the weights went": gains(runs), "steep directions": steepest(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
@@ -100,12 +99,13 @@ class PrionPlacebo(Prion):
         ]
 
     def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
-        from lesion.studies import _prion_say as say
+        from lesion.studies import _prion_strings as strings
 
-        return {"how flat the strings are": alignment(runs), "steep directions": say.steepest(runs)}
+        return {"how flat the strings are": strings.alignment(runs), "steep directions": strings.steepest(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
         from lesion.studies import _prion_say as say
+        from lesion.studies import _prion_strings as strings
 
         found = []
         for subject in runs.subjects:
@@ -118,42 +118,5 @@ class PrionPlacebo(Prion):
             for arm in here:
                 if arm in ("gaussian", "text-fresh", "text-repeated"):
                     found.append(say.nothing(runs, subject, arm, self.margin))
-            found += flatter(runs, subject)
+            found += strings.flatter(runs, subject)
         return found
-
-
-def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
-    """That the catalysts' gradients are flatter than those of random tokens and of text of the same length."""
-    from lesion.studies import _prion_say as say
-
-    found = []
-    for kind in ("random", "text"):
-        text = f"Catalysts of {subject} have flatter gradients than {'random tokens' if kind == 'random' else kind}"
-        pairs = []
-        for (s, arm, _), reading in runs.strings.items():
-            rows = runs.rows.get(reading.key, {})
-            if s == subject and arm == EIGEN and rows and all(row["outcome"] == "measured" for row in rows.values()):
-                others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
-                pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
-        after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
-        unit = "share of the squared gradient"
-        found.append(say.compared(runs, subject, [], "flat share", text, after, before, unit, 1))
-    return found
-
-
-def alignment(runs: Runs) -> pl.DataFrame:
-    """A row for each string that was sought, beside its controls."""
-    rows = []
-    for (subject, arm, seed), reading in runs.strings.items():
-        said = runs.rows.get(reading.key, {})
-        if not said or any(row["outcome"] != "measured" for row in said.values()):
-            continue
-        best = said["catalyst"]
-        row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
-        row |= {"flat share": best["flat_share"], "of its start": best["start_share"], "loss": best["loss"]}
-        for kind in ("random", "text"):
-            shares = [r["flat_share"] for item, r in said.items() if item.startswith(f"{kind}/")]
-            row[f"flat share, {kind}"] = sum(shares) / len(shares)
-        row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
-        rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)

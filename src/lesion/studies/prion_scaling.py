@@ -110,10 +110,9 @@ class PrionScaling(Prion):
         ]
 
     def _tables(self, runs: Runs) -> dict[str, pl.DataFrame]:
-        from lesion.studies import _prion_say as say
-        from lesion.studies.prion_placebo import alignment
+        from lesion.studies import _prion_strings as strings
 
-        return {"how flat the strings are": alignment(runs), "steep directions": say.steepest(runs)}
+        return {"how flat the strings are": strings.alignment(runs), "steep directions": strings.steepest(runs)}
 
     def _figure(self, runs: Runs) -> Drawing:
         """Against the size."""
@@ -184,7 +183,7 @@ class PrionScaling(Prion):
             }
             found.append({**row, "note": slope["note"]})
         found += [say.falls(runs, size, EIGEN) for size in self.sizes]
-        from lesion.studies.prion_placebo import flatter
+        from lesion.studies._prion_strings import flatter
 
         for size in self.sizes:
             found += flatter(runs, size)

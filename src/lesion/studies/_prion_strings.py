@@ -1,0 +1,58 @@
+"""What the studies of poison say of the strings that were sought, and of the steep directions that those are measured against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lesion.studies._prion import EIGEN, Runs
+from lesion.studies._prion_say import compared
+
+
+def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
+    """That the catalysts' gradients are flatter than those of random tokens and of text of the same length."""
+    found = []
+    for kind in ("random", "text"):
+        text = f"Catalysts of {subject} have flatter gradients than {'random tokens' if kind == 'random' else kind}"
+        pairs = []
+        for (s, arm, _), reading in runs.strings.items():
+            rows = runs.rows.get(reading.key, {})
+            if s == subject and arm == EIGEN and rows and all(row["outcome"] == "measured" for row in rows.values()):
+                others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
+                pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
+        after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
+        unit = "share of the squared gradient"
+        found.append(compared(runs, subject, [], "flat share", text, after, before, unit, 1))
+    return found
+
+
+def alignment(runs: Runs) -> pl.DataFrame:
+    """A row for each string that was sought, beside its controls."""
+    rows = []
+    for (subject, arm, seed), reading in runs.strings.items():
+        said = runs.rows.get(reading.key, {})
+        if not said or any(row["outcome"] != "measured" for row in said.values()):
+            continue
+        best = said["catalyst"]
+        row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
+        row |= {"flat share": best["flat_share"], "of its start": best["start_share"], "loss": best["loss"]}
+        for kind in ("random", "text"):
+            shares = [r["flat_share"] for item, r in said.items() if item.startswith(f"{kind}/")]
+            row[f"flat share, {kind}"] = sum(shares) / len(shares)
+        row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def steepest(runs: Runs) -> pl.DataFrame:
+    """Of each subject the steep eigenpairs with their residuals, and random directions for comparison."""
+    rows = []
+    for subject, reading in runs.curved.items():
+        for item, row in runs.rows.get(reading.key, {}).items():
+            rows.append(
+                {"subject": subject, "direction": item, "Rayleigh quotient": row["value"], "weights": row["size"]}
+                | {"residual / |λ₁|": row["residual"], "‖H v‖ / |λ₁|": row["length"]}
+            )
+    return pl.DataFrame(rows, infer_schema_length=None)
