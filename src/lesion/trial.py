@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
+class NotThere(ValueError):
+    """A quoted reading is not in the lab; `why` is what its failure, or that of its state, was recorded as, where it failed."""
+
+    def __init__(self, said: str, why: str):
+        super().__init__(said + (f": {why}" if why else ""))
+        self.why = why
+
+
 class Unfinished(BaseException):
     """A long step was asked to end and has saved what it has: the same run goes on from there. No failure, so it passes
     through whatever records failures."""

@@ -22,7 +22,7 @@ from lesion.leases import Lost
 from lesion.log import Unwritable
 from lesion.stopping import heed, listening
 from lesion.store import Seal, Store
-from lesion.trial import Measure, Reading, Row, Specimen, Trial, describe, state_key
+from lesion.trial import Measure, NotThere, Reading, Row, Specimen, Trial, describe, state_key
 
 Tell = Callable[..., None]  # told of what happens: tell("read", node=…, measure=…, done=…, items=…)
 POLL_S = 0.05, 2.0  # the first and the longest pause between looks at what others are at work on
@@ -326,10 +326,13 @@ class Walk:
         self.tell("seal", trial=specimen.trial, measure=measure, summary=summary)
 
     def _recall(self, reading: Reading) -> list[Row]:
-        """Rows of a quoted reading. Raises ValueError where it failed: what quotes it cannot be done either."""
-        if reading.pin().key not in self.store.index.seals:
-            raise ValueError(f"the quoted reading of {reading.trial} by {describe(reading.measure)} is not in the lab")
-        return list(self.store.rows([reading.pin().key]))
+        """Rows of a quoted reading. Raises `NotThere` where it failed: what quotes it cannot be done either."""
+        key, failures = reading.pin().key, self.store.index.failures
+        if key not in self.store.index.seals:
+            failure = failures.get(key) or failures.get(reading.pin().trial.key) or {"error": ""}
+            quoted = f"the quoted reading of {reading.trial} by {describe(reading.measure)} is not in the lab"
+            raise NotThere(quoted, failure["error"])
+        return list(self.store.rows([key]))
 
     def _bring(self, trial: Trial) -> Specimen:
         """A second model, to compare with the one on the bench. The last one stays in memory until the walk is over."""

@@ -260,6 +260,30 @@ def test_the_best_candidate_is_chosen_and_is_that_candidate(lab):
     assert ledger[-1]["after"] == states[tried[1].pin().key]["ledger"][-1]["after"]
 
 
+@pytest.mark.parametrize("diverges", [True, False])
+def test_a_candidate_that_diverged_is_passed_over_and_one_that_failed_otherwise_is_no_choice(
+    lab, monkeypatch, diverges
+):
+    from lesion.fit import Stopped
+
+    tried = [Trial(subject=Scratch()) >> Heal(**{**HOW, "lr": rate}) for rate in (1e-3, 1e-2)]
+    chosen = Trial(subject=Scratch()) >> Choose(candidates=tuple(Reading(trial=t, measure=LOSS) for t in tried))
+    heal = Heal.apply
+
+    def apply(self, specimen):
+        if self.lr == 1e-2:
+            raise Stopped("loss inf at step 3") if diverges else torch.OutOfMemoryError("no room")
+        return heal(self, specimen)
+
+    monkeypatch.setattr(Heal, "apply", apply)
+    store = lab.take([Reading(trial=chosen, measure=LOSS).pin()])
+    state = store.index.states.get(chosen.pin().key)
+    if diverges:
+        assert state["ledger"][-1]["facts"]["values"][1] is None and state["ledger"][-1]["facts"]["chosen"] == 0
+    else:
+        assert state is None and "no room" in store.index.failures[chosen.pin().key]["error"]
+
+
 def test_candidates_that_differ_in_kind_are_refused():
     one, other = Trial(subject=Scratch()), Trial(subject=Scratch()) >> Constrain()
     with pytest.raises(ValueError, match="the same kinds of steps"):

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from lesion.digest import named_tensors
-from lesion.trial import Reading, Specimen, Step
+from lesion.trial import NotThere, Reading, Specimen, Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,11 +66,14 @@ class Choose(Step):
         return {"chosen": best, "values": values, "trial": str(self.candidates[best].trial)}
 
     def _value(self, reading: Reading, specimen: Specimen) -> float | None:
-        """None for a candidate that has failed: one that diverged is not the best one."""
+        """None for a candidate whose training was stopped: one that diverged is not the best one. Any other failure, such as of
+        the memory, is none of its own, and would make another choice of what is not there."""
         assert specimen.recall is not None
         try:
             rows = specimen.recall(reading)
-        except ValueError:
+        except NotThere as gone:
+            if not gone.why.startswith("Stopped:"):
+                raise
             return None
         found: float | None = reading.measure.summarise(rows).get(self.value)
         return found

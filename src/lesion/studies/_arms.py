@@ -156,10 +156,10 @@ class Arms:
                 asked[manner] = Hotflip(manner=manner, seed=seed, **flips).pin()
             if arm in self.judged:
                 asked |= self._judged(trial, arm, seed, Hotflip, Trigger)
-            for task, how in s.benchmarks.items():
-                from lesion.measures import Benchmark
+        for task, how in s.benchmarks.items():
+            from lesion.measures import Benchmark
 
-                asked[f"benchmark {task}"] = Benchmark(task=task, **how).pin()
+            asked[f"benchmark {task}"] = Benchmark(task=task, **how).pin()
         found = {name: Reading(trial=trial, measure=measure) for name, measure in asked.items()}
         if attacked and s.questions and arm in self.judged:
             found |= self._answers(trial)
@@ -188,7 +188,7 @@ class Arms:
         from lesion.measures import Attacked, Generation, Hotflip
 
         clean = Reading(trial=trial, measure=Generation(**{"temperature": 0.0, **self.scale.questions}).pin())
-        flips = {k: v for k, v in self.scale.attack.items() if k in ("flips", "candidates", "each")}
+        flips = {k: v for k, v in self.scale.attack.items() if k in ("flips", "candidates", "stable")}
         attack = Reading(trial=trial, measure=Hotflip(of=clean, documents=0, target=16, **flips).pin())
         return {
             "answers": clean,

@@ -1,4 +1,4 @@
-"""What `monotone` says of its readings: arms in a table, claims with verdicts, and the files that were described."""
+"""What `monotone` says of its readings: arms in a table, curves flip by flip, answers; claims have a file of their own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lesion.claiming import decided, tested, untested
 from lesion.flipping import success
 from lesion.report.page import CURVES, GENERATIONS
 from lesion.stats import ratio
-from lesion.studies._arms import BASELINE, HARDENED, MATCHED, PRETRAINED, Arms
+from lesion.studies._arms import PRETRAINED, Arms
 from lesion.studies._told import Array, crossed
 from lesion.trial import Row
 
 Value = Callable[[Row], float | None]
 THRESHOLD = 0.15  # described: a flip succeeds where it raises the loss by this share of it
-DESCRIBED_GAP = 1 - math.log(10.9 / 10.2) / math.log(
-    15.8 / 10.2
-)  # share of the loss gap that recovery was to close: 0.85
 NOTES = [
-    "Losses are of tokens that no attack has changed, in nats a token. A constraint is certified for each feed-forward network "
-    "in its own input; norms and attention are not monotone, and nothing is claimed of the whole model.",
-    "matched: the baseline with noise of the dose at which its clean loss is that of the main constraint. Robust and already bad "
-    "look the same without it.",
+    "Losses are of tokens that no attack has changed, in nats a token. Weights are held to signs in every constrained arm; order "
+    "itself is certified for `certified` only, whose activation rises too, for each feed-forward network in its own input. Norms "
+    "and attention are not monotone, and nothing is claimed of the whole model. `certified` differs from `signature` in its form "
+    "(projected) as well as in its activation.",
+    "matched: the baseline with noise of the dose at which its clean loss on the held-out text is that of the main constraint. "
+    "Robust and already bad look the same without it. What is attacked is a part of that text: a claim says whether the two are "
+    "alike there.",
+    "Flips are such that the text, written out and read again, is the same tokens. HotFlip re-ranks by true loss, “without "
+    "gradients” tries as many at random; “random, best draw” is the best of eight. A trigger stands beside a random string of "
+    "its length.",
     "Described for Pythia-1.4B: perplexity 10.2 (baseline), 15.8 (constrained), 10.9 (recovered); HotFlip success 55 % and 18 %; "
     "triggers +16 % and +11 % loss. Such runs really gave 6.7 to 6.9 and 24 to 42, and success 71.5 % and 83.5 %, or 69 % and "
     "42.5 %.",
@@ -49,9 +51,31 @@ def succeeds(row: Row) -> float | None:
     return float(success(row["losses"], len(row["losses"]) - 1, THRESHOLD, True))
 
 
+def target(row: Row) -> float | None:
+    """Loss of the tokens that are scored, before any flip."""
+    return row["losses"][0] if row["outcome"] == "attacked" else None
+
+
+def mean_draw(row: Row) -> float | None:
+    """Increase of the loss by random flips, of which `rise` is the best draw."""
+    if row["outcome"] != "attacked":
+        return None
+    return math.fsum(losses[-1] - losses[0] for losses in row["draws"]) / len(row["draws"])
+
+
 def delta(row: Row) -> float | None:
     """Of a document with a trigger before it."""
     return row.get("delta")
+
+
+def by_chance(row: Row) -> float | None:
+    """The same with a random string."""
+    return row.get("delta_random")
+
+
+def beyond_chance(row: Row) -> float | None:
+    found, chance = delta(row), by_chance(row)
+    return None if found is None or chance is None else found - chance
 
 
 @dataclass
@@ -73,9 +97,12 @@ class Told:
         reading = self.arms.cells().get((arm, stage, seed), {}).get(name)
         return {} if reading is None else self.rows.get(reading.key, {})
 
-    def array(self, arm: str, stage: str, name: str, value: Value) -> Array:
-        """Values [seeds, items], NaN where there is none."""
-        return crossed([self.read(arm, stage, seed, name) for seed in self.seeds(arm, stage)], value)
+    def items(self, arm: str, stage: str, name: str) -> set[str]:
+        return {item for seed in self.seeds(arm, stage) for item in self.read(arm, stage, seed, name)}
+
+    def array(self, arm: str, stage: str, name: str, value: Value, items: Sequence[str] | None = None) -> Array:
+        """Values [seeds, items], NaN where there is none. Arms that are compared are asked for the same items."""
+        return crossed([self.read(arm, stage, seed, name) for seed in self.seeds(arm, stage)], value, items)
 
     def mean(self, arm: str, stage: str, name: str, value: Value) -> dict[str, Any]:
         """value, low and high of the mean over seeds and items, and how many of them there are."""
@@ -115,132 +142,20 @@ def summary(told: Sequence[Told]) -> pl.DataFrame:
             row |= {"loss": loss["value"], "loss_low": loss["low"], "loss_high": loss["high"]}
             row["perplexity"] = math.exp(loss["value"]) if loss["value"] < 700 else None
             for column, name, value in (
-                ("hotflip", "iterative", rise),
-                ("success at 15 %", "described", succeeds),
-                ("query", "query", rise),
-                ("random", "random", rise),
+                ("HotFlip", "iterative", rise),
+                ("without gradients", "query", rise),
+                ("random, best draw", "random", rise),
+                ("one-shot", "described", rise),
+                ("its successes at 15 %", "described", succeeds),
                 ("trigger", "trigger", delta),
+                ("random string", "trigger", by_chance),
+                ("trigger as described", "trigger described", delta),
+                ("clean loss of targets", "iterative", target),
             ):
                 found = one.mean(arm, stage, name, value)
                 row |= {column: found["value"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
-            rows.append({**row, "seeds": len(one.seeds(arm, stage))})
+            rows.append({**row, "seeds": loss["seeds"]})
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def claims(told: Sequence[Told]) -> pl.DataFrame:
-    found = []
-    for one in told:
-        found += [{**row, "claim": f"{one.name}: {row['claim']}"} for row in _claims(one)]
-    return decided(found)
-
-
-def _claims(one: Told) -> list[dict[str, Any]]:
-    main, unit = one.arms.scale.main, "nats a token"
-
-    def paired(
-        text: str, arm: tuple[str, str, Value], other: tuple[str, str, Value], direction: int, unit: str = unit
-    ) -> dict[str, Any]:
-        """arm − other, both (arm, reading, value) after recovery."""
-        after, before = (one.array(a, "after", name, value) for a, name, value in (arm, other))
-        if after.shape != before.shape or not after.size:
-            return untested(text, unit, "not both were read on the same seeds and items")
-        return tested(text, after, before, unit, f"{one.name} {text}", direction=direction)
-
-    rows = [_recovers(one)]
-    rows.append(_within(one))
-    for label, other in (("the baseline", BASELINE), ("the baseline at equal clean loss", MATCHED)):
-        if other not in one.arms.scale.arms:
-            continue
-        rows += [
-            paired(
-                f"HotFlip raises the loss of {main} less than that of {label}",
-                (main, "iterative", rise),
-                (other, "iterative", rise),
-                -1,
-            ),
-            paired(
-                f"A universal trigger raises the loss of {main} less than that of {label}",
-                (main, "trigger", delta),
-                (other, "trigger", delta),
-                -1,
-            ),
-        ]
-    rows.append(
-        paired(
-            "As described, one-shot HotFlip succeeds less often at 15 %",
-            (main, "described", succeeds),
-            (BASELINE, "described", succeeds),
-            -1,
-            "share",
-        )
-    )
-    rows.append(
-        paired(
-            f"Gradients are not masked: without them an attack on {main} does less",
-            (main, "query", rise),
-            (main, "iterative", rise),
-            -1,
-        )
-    )
-    rows.append(
-        paired(
-            f"Flips found on the baseline do less to {main} than its own",
-            (main, f"replay of {BASELINE}", rise),
-            (main, "iterative", rise),
-            -1,
-        )
-    )
-    rows.append(
-        paired(f"HotFlip does more to {main} than random flips", (main, "iterative", rise), (main, "random", rise), 1)
-    )
-    if "signature" in one.arms.scale.arms and "abs" in one.arms.scale.arms:
-        rows.append(
-            paired(
-                "Sign structures heal to a lower loss than |W|", ("signature", "loss", nll), ("abs", "loss", nll), -1
-            )
-        )
-    for arm, text in (("abs-free", "|W| without a constraint"), (HARDENED, "adversarial training")):
-        if arm in one.arms.scale.arms:
-            rows.append(
-                paired(
-                    f"HotFlip raises the loss of {main} less than that of {text}",
-                    (main, "iterative", rise),
-                    (arm, "iterative", rise),
-                    -1,
-                )
-            )
-    return rows
-
-
-def _gaps(one: Told) -> tuple[Array, Array, Array] | None:
-    """Losses of the baseline and of the main arm before and after recovery [seeds, items]."""
-    main = one.arms.scale.main
-    base, after = (one.array(arm, "after", "loss", nll) for arm in (BASELINE, main))
-    before = one.array(main, "before", "loss", nll)
-    if not (base.size and base.shape == after.shape and before.shape[1] == base.shape[1]):
-        return None
-    return base, np.broadcast_to(before, base.shape), after
-
-
-def _recovers(one: Told) -> dict[str, Any]:
-    main, share = one.arms.scale.main, 100 * DESCRIBED_GAP
-    text = f"Recovery of {main} closes {share:.0f} % of the gap in loss to the baseline, as described"
-    if (found := _gaps(one)) is None:
-        return untested(text, "nats a token", "not all three were read")
-    base, before, after = found
-    closed = 1 - np.nanmean(after - base) / np.nanmean(before - base)
-    row = tested(
-        text, after, base + (1 - DESCRIBED_GAP) * (before - base), "nats a token", f"{one.name} gap", direction=-1
-    )
-    return {**row, "note": " ".join(filter(None, [f"it closes {100 * closed:.1f} % of it", row.get("note")]))}
-
-
-def _within(one: Told) -> dict[str, Any]:
-    text = f"After recovery {one.arms.scale.main} is within 7 % of the baseline's perplexity, as described"
-    if (found := _gaps(one)) is None:
-        return untested(text, "nats a token", "not all three were read")
-    base, _, after = found
-    return tested(text, after, base + math.log(1.07), "nats a token", f"{one.name} within", direction=-1)
 
 
 def curves(told: Sequence[Told]) -> pl.DataFrame:

@@ -17,7 +17,15 @@ from lesion.trial import Row
 
 def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
     """Success over thresholds and flips, the transfer matrix, what constraints keep, benchmarks, attacked answers."""
-    names = ("certificates", "success by threshold", "transfer", "constraints", "benchmarks", "attacked answers")
+    names = (
+        "certificates",
+        "success by threshold",
+        "transfer",
+        "constraints",
+        "benchmarks",
+        "attacked answers",
+        "rates",
+    )
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for one in told:
         for arm, stage in dict.fromkeys((a, s) for a, s, _ in one.arms.cells()):
@@ -29,7 +37,9 @@ def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
             for n in sorted({1, flips // 2, flips} - {0}):
                 shares = {f"{t:g} nats": _share(rows, n, t, False) for t in (0.1, 0.25, 0.5, 1.0)}
                 shares |= {f"{100 * t:g} %": _share(rows, n, t, True) for t in (0.05, THRESHOLD, 0.3)}
-                made["success by threshold"].append({**here, "flips": n, **shares, "n": len(rows)})
+                made["success by threshold"].append(
+                    {**here, "attack": "iterative", "flips": n, **shares, "n": len(rows)}
+                )
             for source in one.arms.judged:
                 name = "iterative" if source == arm else f"replay of {source}"
                 trigger = "trigger" if source == arm else f"trigger of {source}"
@@ -40,6 +50,7 @@ def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
                 if found["flips"] is not None:
                     made["transfer"].append({"subject": one.name, "found on": source, "tried on": arm, **found})
             made["constraints"] += _kept(one, arm)
+            made["rates"] += _rates(one, arm)
         for arm, stage, seed in one.arms.cells():
             made["benchmarks"] += _benchmarks(one, arm, stage, seed)
             if answers := one.read(arm, stage, seed, "attacked answers"):
@@ -52,22 +63,26 @@ def tables(told: Sequence[Told]) -> dict[str, pl.DataFrame]:
                         "clean": _mean([float(r["clean_correct"]) for r in graded]),
                     }
                     | {"attacked": _mean([float(r["correct"]) for r in graded]), "n": len(graded)}
+                    | {"questions": len(one.read(arm, stage, seed, "answers"))}
                 )
     return {name: pl.DataFrame(rows, infer_schema_length=None) for name, rows in made.items() if rows}
 
 
 def _certified(one: Told, arm: str, stage: str) -> list[dict[str, Any]]:
-    """Effective weights that were checked, and those of the wrong sign, over all seeds; shares of violations."""
-    rows = [row for seed in one.seeds(arm, stage) for row in one.read(arm, stage, seed, "monotonicity").values()]
+    """Effective weights of a model that were checked, and those of the wrong sign, over all seeds; shares of violations."""
+    seeds = [read for seed in one.seeds(arm, stage) if (read := one.read(arm, stage, seed, "monotonicity"))]
+    rows: list[Row] = [row for read in seeds for row in read.values()]
     if not rows:
         return []
     found: dict[str, Any] = {"subject": one.name, "arm": arm, "recovery": stage if arm != PRETRAINED else "–"}
-    found |= {"checked": sum(row["checked"] for row in rows), "wrong sign": sum(row["wrong"] for row in rows)}
+    found |= {"models": len(seeds), "weights checked of each": sum(row["checked"] for row in rows) // len(seeds)}
+    found["wrong sign, in all"] = sum(row["wrong"] for row in rows)
     for label, key in (("violated pairs", "pairs"), ("violated Jacobian signs", "jacobian")):
         for kind in ("reached", "random"):
             said = one.mean(arm, stage, "monotonicity", lambda row, name=f"{key}_{kind}": row[name])  # type: ignore[misc]
             found[f"{label}, {kind}"] = said["value"]
-    return [{**found, "order τ": one.mean(arm, stage, "order", lambda row: row["tau"])["value"]}]
+    found["order τ"] = one.mean(arm, stage, "order", lambda row: row["tau"])["value"]
+    return [{**found, "order τ, random directions": one.mean(arm, stage, "order", lambda row: row["random"])["value"]}]
 
 
 def _share(rows: Sequence[Row], flips: int, threshold: float, relative: bool) -> float | None:
@@ -87,12 +102,27 @@ def _kept(one: Told, arm: str) -> list[dict[str, Any]]:
     row: dict[str, Any] = {
         "subject": one.name,
         "arm": arm,
-        **{k: facts.get(k) for k in ("weights", "retained", "relative")},
+        **{k: facts.get(k) for k in ("weights", "retained")},
+        "‖W′ − W‖² / ‖W‖²": None if facts.get("relative") is None else facts["relative"] ** 2,
     }
     for stage in ("before", "after"):
         loss = one.mean(arm, stage, "loss", nll)
         row |= {f"loss {stage}": loss["value"], f"loss {stage}_low": loss["low"], f"loss {stage}_high": loss["high"]}
     return [row]
+
+
+def _rates(one: Told, arm: str) -> list[dict[str, Any]]:
+    """Which learning rate was chosen, by the loss on kept text, and whether it lies at an edge of those that were tried."""
+    found, rates = [], one.arms.scale.rates
+    for seed in one.seeds(arm, "after"):
+        trial = one.arms.trial(arm, seed)
+        if len(rates) < 2 or trial.steps[-1].name != "choose" or trial.key not in one.states:
+            continue
+        facts = one.states[trial.key]["ledger"][-1]["facts"]
+        row = {"subject": one.name, "arm": arm, "seed": seed, "chosen": rates[facts["chosen"]]}
+        row |= {f"loss at {rate:g}": value for rate, value in zip(rates, facts["values"], strict=True)}
+        found.append({**row, "at an edge": facts["chosen"] in (0, len(rates) - 1)})
+    return found
 
 
 def _benchmarks(one: Told, arm: str, stage: str, seed: int) -> list[dict[str, Any]]:
@@ -102,7 +132,8 @@ def _benchmarks(one: Told, arm: str, stage: str, seed: int) -> list[dict[str, An
             said = reading.measure.summarise(list(one.rows[reading.key].values()))
             numbers = {k: v for k, v in said.items() if isinstance(v, (int, float)) or v is None}
             rows.append(
-                {"subject": one.name, "arm": arm, "seed": seed, "task": name.removeprefix("benchmark "), **numbers}
+                {"subject": one.name, "arm": arm, "recovery": stage if arm != PRETRAINED else "–", "seed": seed}
+                | {"task": name.removeprefix("benchmark "), **numbers}
             )
     return rows
 

