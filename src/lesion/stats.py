@@ -315,7 +315,7 @@ def verdict(
 
     contradicted   the interval lies wholly within ±smallest (the effect is nil, whatever its p), unless the power to
                    find an effect is known to be below .8; or it excludes zero on the other side, with p < .05
-    supported      the interval excludes zero on the claimed side, with p < .05
+    supported      the interval excludes zero on the claimed side and does not lie wholly within ±smallest, with p < .05
     inconclusive   anything else, and whatever is None
 
     `smallest` is in the unit of the interval; with 0 an effect is never called nil.
@@ -324,9 +324,10 @@ def verdict(
         raise ValueError(f"a direction is 1 or -1 and a smallest effect not negative; got {direction} and {smallest}")
     if low is None or high is None:
         return "inconclusive"
-    if -smallest < low and high < smallest and (power is None or power >= 0.8):
+    nil = -smallest < low and high < smallest
+    if nil and (power is None or power >= 0.8):
         return "contradicted"
-    if p is None or p >= ALPHA or low <= 0 <= high:
+    if nil or p is None or p >= ALPHA or low <= 0 <= high:
         return "inconclusive"
     return "supported" if (low > 0) == (direction > 0) else "contradicted"
 

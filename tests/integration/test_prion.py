@@ -98,7 +98,7 @@ def test_outliers_are_left_out_of_a_second_analysis_and_both_are_printed(lab):
     assert found["method"] == "iqr" and found["metric"] == "rank" and "anova" in found["unfiltered"]
     assert sum(found["kept"].values()) + sum(found["dropped"].values()) == 21
     plain = json.loads((folder(lab, "mechanism") / "mechanism_summary.json").read_text())
-    assert len(plain["statistics"]["tiny-gpt-neox"]["all runs"]["pairwise"]) == 28
+    assert len(plain["statistics"]["tiny-gpt-neox"]["all runs"]["pairwise, unpaired"]) == 28
 
 
 def test_arms_that_are_one_sentence_in_two_studies_are_made_once(lab):
@@ -127,6 +127,8 @@ def test_what_makes_no_sense_is_refused():
         (["--site", "mpl"], "no site 'mpl'"),
         (["--site", "attention.value"], "is a part of"),
         (["--directions", "99999999"], "directions were asked for"),
+        (["--text", "austen"], "text and held_out must be two corpora"),
+        (["--documents", "99"], "has 24 documents, and 99 are to be read"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(tmp_path, capsys, option, said):
@@ -165,8 +167,8 @@ def test_described_settings_are_those_that_were_described():
 class Invented:
     """Runs whose numbers are given: arm → name → values."""
 
-    def __init__(self, **arms):
-        self.given = arms
+    def __init__(self, margin=0.0, **arms):
+        self.margin, self.given = margin, arms
 
     def array(self, subject, arm, name):
         return np.array([[math.nan if v is None else v for v in self.given[arm][name]]], float)
@@ -176,9 +178,6 @@ class Invented:
 
     def run(self, key):
         return {"ended": None, **{name: values[key[2]] for name, values in self.given[key[1]].items()}}
-
-    def unread(self, subject, arm, name):
-        return sum(v is None for v in self.given[arm].get(name, []))
 
 
 def spread(mean, n=10):
@@ -203,10 +202,40 @@ def test_more_than_another_means_nothing_where_there_is_nothing():
 def test_runs_that_cannot_be_read_forbid_support_and_fewer_than_three_are_no_test():
     lost = Invented(a={"rank": [*spread(-5.0, 9), None]})
     found = decided([say.falls(lost, "m", "a")])
-    assert found["verdict"][0] == "inconclusive" and "1 of 10 runs of a are not finite" in found["note"][0]
+    assert found["verdict"][0] == "inconclusive" and "1 of 10 runs have no number" in found["note"][0]
     two = Invented(a={"rank": [0.01, 0.02]})
-    for row in (say.falls(two, "m", "a"), say.nothing(two, "m", "a", 1.0)):
-        assert row["verdict"] == "not tested" and "three runs or more, and here are 2" in row["note"]
+    for row, least in ((say.falls(two, "m", "a"), 6), (say.nothing(two, "m", "a", 1.0), 3)):
+        assert row["verdict"] == "not tested" and f"needs {least} runs, and here are 2" in row["note"]
+
+
+def test_what_goes_the_other_way_is_refuted_whether_the_first_fell_or_not():
+    for mean in (2.0, -0.05):
+        runs = Invented(a={"rank": spread(mean)}, b={"rank": spread(-5.0)})
+        found = decided([say.less(runs, "m", "a", "b", "a lowers the rank more than b", given=("a", "rank", -1))])
+        assert found["verdict"][0] == "contradicted"
+
+
+def test_a_change_within_the_margin_is_no_collapse_and_nothing_at_once():
+    runs = Invented(a={"rank": spread(-0.3)}, margin=1.0)
+    found = decided([say.falls(runs, "m", "a"), say.nothing(runs, "m", "a", 1.0)])
+    assert found["verdict"].to_list()[0] != "supported" and found["verdict"].to_list()[1] == "supported"
+    assert decided([say.falls(Invented(a={"rank": spread(-3.0)}, margin=1.0), "m", "a")])["verdict"][0] == "supported"
+
+
+def test_a_slope_is_no_collapse_where_no_rank_falls():
+    row = {
+        "claim": "more",
+        "effect": -3.3,
+        "low": -4.0,
+        "high": -2.0,
+        "unit": "%",
+        "p": 0.01,
+        "power": None,
+        "direction": -1,
+    }
+    rising, falling = (Invented(**{"eigen-prion": {"rank": spread(mean)}}) for mean in (2.0, -2.0))
+    assert say.taking(rising, "m", row, ("eigen-prion", "rank", -1))["verdict"] == "not tested"
+    assert decided([say.taking(falling, "m", row, ("eigen-prion", "rank", -1))])["verdict"][0] == "supported"
 
 
 def test_equivalence_is_decided_after_the_correction():

@@ -76,8 +76,10 @@ class Prion(Study):
     curved_tokens: int = Field(default=128, ge=2, description="first so many tokens of each")
     text: str = Field(default=PILE, description="corpus that text poison is taken from")
     held_out: str = Field(default="austen", description="corpus that is read before and after")
-    documents: int = Field(default=32, ge=1, description="its first so many documents")
-    tokens: int = Field(default=256, ge=2, description="first so many tokens of each")
+    documents: int = Field(default=24, ge=1, description="its first so many documents")
+    tokens: int = Field(
+        default=1024, ge=2, description="first so many tokens of each: rows, of which a rank needs many"
+    )
     margin: float = Field(default=1.0, gt=0, description="change of the rank in per cent that is called none")
     filter_method: Literal["none", "iqr", "zscore"] = Field(
         default="none", description="outliers that a second analysis leaves out; both are printed"
@@ -140,12 +142,14 @@ class Prion(Study):
     def answer(self, store: Store) -> Answer:
         from lesion.claiming import decided
         from lesion.report.page import GENERATIONS
+        from lesion.studies import _prion_files as written
         from lesion.studies import _prion_say as say
 
         runs = self._runs.know(self.rows(store), store)
+        runs.margin = self.margin
         claims = decided(self._claims(runs))
         drawing = self._figure(runs)
-        made = say.files(self, runs, store, self.files[0], claims, self._told(runs)) | {
+        made = written.files(self, runs, store, self.files[0], claims, self._told(runs)) | {
             f"{self.files[1]}.png": drawing.png
         }
         question, sentences = self._asks()
@@ -158,7 +162,11 @@ class Prion(Study):
             claims=claims,
             notes=[*say.NOTES, *self.noted, *say.few_rows(runs), *self.said_of_missing(store)],
             missing=self.missing(store),
-            extra={"described and found": say.described(claims, self.claimed), **self._tables(runs)},
+            extra={
+                "described and found": say.described(claims, self.claimed),
+                **self._tables(runs),
+                "statistics of groups": written.table(self, runs),
+            },
             files=made,
             drawings=[drawing],
             words=self.called,
@@ -176,7 +184,14 @@ class Prion(Study):
         """Looks at every model's outline: is the site there, in whole matrices, and is the context long enough?"""
         from lesion.curvature import chosen
         from lesion.likelihood import context_of
+        from lesion.texts import corpus, corpus_digest
 
+        if corpus_digest(self.text) == corpus_digest(self.held_out):
+            raise ValueError(f"{self.text!r} would poison and be read: text and held_out must be two corpora")
+        if (there := len(corpus(self.held_out))) < max(self.documents, self.curved):
+            raise ValueError(
+                f"{self.held_out!r} has {there} documents, and {max(self.documents, self.curved)} are to be read"
+            )
         asked: dict[tuple[str, str], Any] = {}
         for reading in self._runs.strings.values():
             measure: Any = reading.measure
@@ -244,6 +259,7 @@ class Runs:
     curved: dict[str, Reading] = field(default_factory=dict)  # by subject: its steep directions
     rows: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    margin: float = 0.0  # change of the rank in per cent that is called none
     _said: dict[Key, Row] = field(default_factory=dict)
 
     def add(self, key: Key, before: Trial, trial: Trial, string: Reading | None = None, **further: Measure) -> None:
@@ -251,11 +267,6 @@ class Runs:
         if string is not None:
             self.strings[key] = string
         self.further[key] = {name: Reading(trial=trial, measure=measure) for name, measure in further.items()}
-
-    def unread(self, subject: str, arm: str, name: str) -> int:
-        """Runs that are there and have no such number, because something of them is not finite."""
-        runs = [key for key in self.trials if key[:2] == (subject, arm) and self.read(self.trials[key], "spectrum")]
-        return sum(self.run(key)[name] is None for key in runs)
 
     def readings(self) -> list[Reading]:
         found = [
@@ -336,7 +347,11 @@ class Runs:
         known = row["loss before"] is not None and row["loss after"] is not None
         row["loss"] = row["loss after"] - row["loss before"] if known else None
         facts = self.facts(trial)
-        row |= {"ended": facts.get("ended"), "steps": facts.get("steps"), "displacement": facts.get("displacement")}
+        row |= {"ended": facts.get("ended"), "steps": facts.get("steps")}
+        kinds = [
+            step.name for step in trial.steps
+        ]  # of adapters, and of a model that was changed after, it is another distance
+        row["displacement"] = facts.get("displacement") if kinds[-1] == "poison" and "lora" not in kinds else None
         string = self.rows.get(self.strings[key].key, {}) if key in self.strings else {}
         best = string.get("catalyst", {})
         row |= {"flat share": best.get("flat_share"), "changed tokens": best.get("changed")}

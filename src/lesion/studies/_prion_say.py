@@ -1,39 +1,37 @@
-"""What the studies of poison say of their runs: the table of arms, claims, group statistics with and without outliers, and the
-described files and figures."""
+"""What the studies of poison say of their runs: the table of arms, claims, and the described figures; files and statistics of
+groups stand in `_prion_files`."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from lesion import groups, outliers
+from lesion import groups
 from lesion.claiming import tested, the_same, untested
-from lesion.report.tables import to_csv
-from lesion.studies._prion import Array, Prion, Runs
+from lesion.studies._prion import Array, Runs
 from lesion.trial import Row
 
 if TYPE_CHECKING:
     from lesion.report.figures import Drawing
-    from lesion.store import Store
 
 Claim = dict[str, Any]
 Given = tuple[str, str, int]
 Described = tuple[
     str, str, str, Callable[[str], str]
 ]  # claim, as described, as published, and how a claim of ours bears on it
-NUMBERS = "rank", "described rank", "loss"
+PAIRS = 6  # of fewer no sign-flip test of two sides falls below p = .05: 2 / 2ⁿ
 PERCENT, NATS = "% of the rank before", "nats a token"
 NOTES = [
     "Rank: effective rank exp(H(p)) of Roy and Vetterli, of centred activations without padding and first positions, mean over "
-    "layers; its change is signed. The described definition (uncentred, padded, p ≤ 0.01 dropped) stands beside it.",
+    "layers; its change is signed. The described definition (uncentred, first positions kept, p ≤ 0.01 dropped) stands beside it "
+    "without the padding that most rows of the published number were.",
     "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired; the items that n counts are runs. "
-    "Runs that diverged are counted.",
+    "Runs that diverged are counted; a claim of which a run has no number is called inconclusive. With fewer than six pairs no "
+    "direction can be told at p < .05, so it is not asked for. A change of the rank that lies within the margin is called none.",
     "Flat is what is off the steep eigenvectors; a flat share near 1 is common, so random tokens and text stand beside it.",
 ]
 
@@ -49,6 +47,7 @@ def summary(runs: Runs) -> pl.DataFrame:
         for arm in runs.arms(subject):
             here = [runs.run((subject, arm, seed)) for seed in runs.seeds(subject, arm)]
             row: dict[str, Any] = {"subject": subject, "arm": arm, "runs": len(here)}
+            row["read"] = len(known(runs.array(subject, arm, "rank")))
             for name in ("rank", "described rank", "loss"):
                 values = known(runs.array(subject, arm, name))
                 row |= _with_interval(name, values)
@@ -89,7 +88,7 @@ def less(
     than" and "shields" mean nothing where it has not. Both have to hold, so the p is the larger one (Berger 1982).
     """
     row = _against(runs, subject, one, other, text, name, -1)
-    return row if given is None else _taking(runs, subject, row, given)
+    return row if given is None else taking(runs, subject, row, given)
 
 
 def more(
@@ -97,16 +96,22 @@ def more(
 ) -> Claim:
     """That the number is higher in one arm than in another; as `less`."""
     row = _against(runs, subject, one, other, text, name, 1)
-    return row if given is None else _taking(runs, subject, row, given)
+    return row if given is None else taking(runs, subject, row, given)
 
 
 def nothing(runs: Runs, subject: str, arm: str, margin: float) -> Claim:
     """That an arm leaves the rank as it was, within a margin."""
-    values = runs.array(subject, arm, "rank")
-    text = f"{arm} leaves the rank of {subject} as it was, within {margin:g} %"
-    if (few := _few(text, PERCENT, values)) is not None:
+    return alike(runs, subject, arm, None, f"{arm} leaves the rank of {subject} as it was, within {margin:g} %", margin)
+
+
+def alike(runs: Runs, subject: str, one: str, other: str | None, text: str, margin: float) -> Claim:
+    """That the ranks of two arms, or of an arm and the model before, are the same within a margin."""
+    a = runs.array(subject, one, "rank")
+    b = np.zeros_like(a) if other is None else runs.array(subject, other, "rank")
+    if (few := _few(text, PERCENT, a - b, groups.RUNS)) is not None:
         return few
-    return _noted(runs, subject, (arm,), "rank", the_same(text, values, np.zeros_like(values), PERCENT, margin))
+    arms = [arm for arm in (one, other) if arm]
+    return noted(runs, subject, arms, the_same(text, a, b, PERCENT, margin), a - b)
 
 
 def _against(runs: Runs, subject: str, one: str, other: str | None, text: str, name: str, sign: int) -> Claim:
@@ -120,21 +125,23 @@ def _against(runs: Runs, subject: str, one: str, other: str | None, text: str, n
 def compared(
     runs: Runs, subject: str, arms: Sequence[str], name: str, text: str, a: Array, b: Array, unit: str, sign: int
 ) -> Claim:
-    """A paired comparison [1, runs] as a claim, where three runs or more have a pair."""
-    if (few := _few(text, unit, a - b)) is not None:
+    """A paired comparison [1, runs] as a claim, where enough runs have a pair."""
+    if (few := _few(text, unit, a - b, PAIRS)) is not None:
         return few
-    return _noted(runs, subject, arms, name, tested(text, a, b, unit, text, direction=sign))
+    least = runs.margin if unit == PERCENT else 0.0
+    return noted(runs, subject, arms, tested(text, a, b, unit, text, direction=sign, smallest=least), a - b)
 
 
-def _few(text: str, unit: str, values: Array) -> Claim | None:
+def _few(text: str, unit: str, values: Array, least: int) -> Claim | None:
     count = int(np.isfinite(values).sum())
-    return (
-        None if count >= groups.RUNS else untested(text, unit, f"a test needs three runs or more, and here are {count}")
-    )
+    return None if count >= least else untested(text, unit, f"this test needs {least} runs, and here are {count}")
 
 
-def _taking(runs: Runs, subject: str, row: Claim, given: Given) -> Claim:
+def taking(runs: Runs, subject: str, row: Claim, given: Given) -> Claim:
+    """A claim that takes another one for granted. Where it goes the other way it is refuted without that."""
     arm, name, sign = given
+    if row.get("effect") is not None and row["effect"] * row["direction"] < 0:
+        return row
     first = falls(runs, subject, arm, name, sign=sign)
     if "effect" not in first or "effect" not in row:
         return row if "effect" in first else untested(row["claim"], row["unit"], f"of {arm}: {first.get('note')}")
@@ -152,88 +159,15 @@ def _taking(runs: Runs, subject: str, row: Claim, given: Given) -> Claim:
     return {**row, "p": max(known) if len(known) == 2 else None, "note": note}
 
 
-def _noted(runs: Runs, subject: str, arms: Sequence[str], name: str, row: Claim) -> Claim:
-    """With what befell the runs: a claim of which a run could not be read is not called supported."""
+def noted(runs: Runs, subject: str, arms: Sequence[str], row: Claim, values: Array) -> Claim:
+    """With what befell the runs. Where a run has no value (it failed, was not read yet, or is not finite) those that are left
+    would decide, so the claim is called inconclusive."""
     ended = {arm: [runs.run((subject, arm, s))["ended"] for s in runs.seeds(subject, arm)] for arm in arms}
     said = [f"{e.count('diverged')} of {len(e)} runs of {arm} diverged" for arm, e in ended.items() if "diverged" in e]
-    lost = {arm: count for arm in arms if name in NUMBERS and (count := runs.unread(subject, arm, name))}
-    said += [f"{count} of {len(ended[arm])} runs of {arm} are not finite" for arm, count in lost.items()]
+    lost = int((~np.isfinite(values)).sum())
+    said += [f"{lost} of {values.size} runs have no number: failed, not read, or not finite"] * bool(lost)
     note = "; ".join(filter(None, [row.get("note"), *said]))
     return {**row, "note": note or None, **({"verdict": "inconclusive"} if lost else {})}
-
-
-# ---------------------------------------------------------------------- files
-
-
-def statistics(study: Prion, values: Mapping[str, Array], by: Mapping[str, Array]) -> dict[str, Any]:
-    """ANOVA and pairwise tests over groups of runs; where a filter is asked for, of all runs and of those that are kept."""
-    both = {name: np.isfinite(x) & np.isfinite(by[name]) for name, x in values.items()}
-    kept = {name: x[both[name] if study.filter_method != "none" else np.isfinite(x)] for name, x in values.items()}
-    few = {name: len(x) for name, x in kept.items() if len(x) < 3}
-    if few or len(kept) < 2:
-        return {
-            "not tested": f"a test needs two groups of three runs or more; there are {dict((n, len(x)) for n, x in kept.items())}"
-        }
-
-    def analysis(some: Mapping[str, Array]) -> dict[str, Any]:
-        return {
-            "groups": {name: _plain(groups.describe(x)) for name, x in some.items()},
-            "anova": _plain(groups.anova(some)),
-            "pairwise": [_plain(found) for found in groups.pairwise(some)],
-        }
-
-    if study.filter_method == "none":
-        return {"filter": None, "all runs": analysis(kept)}
-    limit = study.filter_iqr_multiplier if study.filter_method == "iqr" else study.filter_zscore_threshold
-    judged = {name: x[both[name]] for name, x in by.items()}
-    found = outliers.both(kept, study.filter_method, analysis, limit=limit, by=judged)
-    return {"filter": {**_plain(found), "metric": study.filter_metric}}
-
-
-def _plain(value: Any) -> Any:
-    """A result as JSON."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (np.integer, np.floating, np.bool_)):
-        return _plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def files(
-    study: Prion, runs: Runs, store: Store, name: str, claims: pl.DataFrame, more: Mapping[str, Any]
-) -> dict[str, bytes]:
-    """The described files: of every run its configuration and its metrics, aggregates, the summary."""
-    found: dict[str, bytes] = {}
-    for key, trial in runs.trials.items():
-        subject, arm, seed = key
-        run = f"raw_data/{_slug(subject)}_{_slug(arm)}_run{seed - study.seed:02d}"
-        here = {"model": subject, "arm": arm, "seed": seed, "run": seed - study.seed, "state": trial.key}
-        result = runs.run(key)
-        found[f"{run}/config.json"] = _json(
-            {**here, "sentence": str(trial), "trial": trial.to_json(), "result": result}
-        )
-        folder = store.state_folder(trial.key)
-        if folder is not None and (folder / "metrics.jsonl").is_file():
-            found[f"{run}/metrics.jsonl"] = (folder / "metrics.jsonl").read_bytes()
-    rows = runs.all()
-    for subject in runs.subjects:
-        for arm in runs.arms(subject):
-            some = [row for row in rows if (row["subject"], row["arm"]) == (subject, arm)]
-            file = f"raw_data/aggregate_summary_{_slug(subject)}_{_slug(arm)}.csv"
-            found[file] = to_csv(pl.DataFrame(some, infer_schema_length=None))
-    table = summary(runs)
-    found[f"{name}_summary.csv"] = to_csv(table)
-    told: dict[str, Any] = {"study": study.to_json(), "summary": table.to_dicts(), "claims": claims.to_dicts()}
-    for subject in runs.subjects:
-        values = {arm: runs.array(subject, arm, "rank")[0] for arm in runs.arms(subject)}
-        by = {arm: runs.array(subject, arm, study.filter_metric)[0] for arm in runs.arms(subject)}
-        told.setdefault("statistics", {})[subject] = statistics(study, values, by)
-    found[f"{name}_summary.json"] = _json({**told, **more})
-    return found
 
 
 def few_rows(runs: Runs) -> list[str]:
@@ -243,14 +177,6 @@ def few_rows(runs: Runs) -> list[str]:
     return [
         f"Too few tokens for the width of {', '.join(few)}: fewer than four times; ranks are too low there."
     ] * bool(few)
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in text).strip("-")
 
 
 def bars(runs: Runs, name: str, margin: float) -> Drawing:

@@ -19,9 +19,12 @@ def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
         pairs = []
         for (s, arm, _), reading in runs.strings.items():
             rows = runs.rows.get(reading.key, {})
-            if s == subject and arm == EIGEN and rows and all(row["outcome"] == "measured" for row in rows.values()):
+            if (s, arm) != (subject, EIGEN):
+                continue
+            pairs.append((np.nan, np.nan))
+            if rows and all(row["outcome"] == "measured" for row in rows.values()):
                 others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
-                pairs.append((rows["catalyst"]["flat_share"], sum(others) / len(others)))
+                pairs[-1] = rows["catalyst"]["flat_share"], sum(others) / len(others)
         after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
         unit = "share of the squared gradient"
         found.append(compared(runs, subject, [], "flat share", text, after, before, unit, 1))

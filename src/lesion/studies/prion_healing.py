@@ -28,7 +28,9 @@ DESCRIBED = (
         "irreversibility",
         "the collapse is not undone",
         "healing moved rank by 0 to 0.2 %",
-        lambda claim: "for" if claim.startswith("Irreversible") else "against" if claim.startswith("Healing") else "",
+        lambda claim: (
+            "for" if claim.startswith("Irreversible") else "against" if claim.startswith("Reversible") else ""
+        ),
     ),
 )
 
@@ -109,8 +111,13 @@ class PrionHealing(Prion):
             found.append(say.less(runs, s, mended, well, text, given=(sick, "rank", -1)))
             text = f"Irreversible: healed at {rate:g}, the loss stays above that of the undamaged"
             found.append(say.more(runs, s, mended, well, text, given=(sick, "loss", 1)))
-            text = f"Healing at {rate:g} lowers the loss of the poisoned"
-            found.append(say.less(runs, s, mended, sick, text, "loss", given=(sick, "loss", 1)))
+            text = f"Reversible: healed at {rate:g}, the rank is that of the undamaged, within {self.margin:g} %"
+            found.append(say.alike(runs, s, mended, well, text, self.margin))
+            text = f"Reversible: healing at {rate:g} raises the rank of the poisoned"
+            found.append(say.more(runs, s, mended, sick, text, "rank", given=(sick, "rank", -1)))
+            text = f"Healing at {rate:g} lowers the loss of the poisoned more than that of the undamaged"
+            fell, anyway = runs.array(s, mended, "loss") - runs.array(s, sick, "loss"), runs.array(s, well, "loss")
+            found.append(say.compared(runs, s, [sick, mended, well], "loss", text, fell, anyway, say.NATS, -1))
             if fresh in runs.arms(s):
                 text = f"Healed at {rate:g}, the poisoned predicts better than a re-initialised model trained as long"
                 found.append(say.less(runs, s, mended, fresh, text, "loss"))

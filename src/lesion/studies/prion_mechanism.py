@@ -119,6 +119,7 @@ class PrionMechanism(Prion):
         return {"where the weights went": gains(runs), "steep directions": steepest(runs)}
 
     def _claims(self, runs: Runs) -> list[dict[str, Any]]:
+        from lesion.claiming import untested
         from lesion.studies import _prion_say as say
 
         s, unit = self.subject, "ln of the ratio of gains, flat against steep"
@@ -137,8 +138,6 @@ class PrionMechanism(Prion):
         one, other = "adamw" + MATCHED, "sgd" + MATCHED
         text = "AdamW lowers the rank more than SGD at the same displacement"
         if (why := self._unequal(runs)) is not None:
-            from lesion.claiming import untested
-
             found.append(untested(text, say.PERCENT, why))
         else:
             found.append(say.less(runs, s, one, other, text, given=(one, "rank", -1)))
@@ -151,6 +150,9 @@ class PrionMechanism(Prion):
             found.append(say.compared(runs, s, [arm], "gain", text, values, np.zeros_like(values), unit, 1))
         for a, b, where in (("adamw", "sgd", "the same rate"), (one, other, "the same displacement")):
             text = f"AdamW favours flat directions more than SGD at {where}"
+            if a == one and why is not None:
+                found.append(untested(text, unit, why))
+                continue
             found.append(
                 say.compared(runs, s, [a, b], "gain", text, self._amplified(runs, a), self._amplified(runs, b), unit, 1)
             )

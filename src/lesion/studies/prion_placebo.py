@@ -20,7 +20,11 @@ from pydantic import Field, model_validator
 from lesion.studies._prion import ASCENT, EIGEN, Prion, Runs
 
 POISONS = "random-repeated", "random-fresh", "text-repeated", "text-fresh", "shuffled", "gaussian"
-SMALL: dict[str, Any] = {"second": "smollm2", "second_runs": 3, "second_arms": (EIGEN, "random-repeated", "text-fresh")}
+SMALL: dict[str, Any] = {
+    "second": "smollm2",
+    "second_runs": 10,
+    "second_arms": (EIGEN, "random-repeated", "text-fresh"),
+}
 SMALL |= {"second_site": "attention@28-29+mlp@28-29", "second_steps": 30, "second_iterations": 10}
 DESCRIBED = (
     (

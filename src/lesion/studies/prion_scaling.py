@@ -136,7 +136,7 @@ class PrionScaling(Prion):
 
     def _slope(self, runs: Runs, name: str) -> dict[str, Any]:
         from lesion import groups
-        from lesion.studies._prion_say import _plain
+        from lesion.studies._prion_files import _plain
 
         try:
             found: dict[str, Any] = _plain(groups.slope(*self._points(runs, name)))
@@ -146,7 +146,7 @@ class PrionScaling(Prion):
 
     def _groups(self, runs: Runs) -> dict[str, Any]:
         """ANOVA and pairwise tests between sizes, which are independent groups."""
-        from lesion.studies._prion_say import statistics
+        from lesion.studies._prion_files import statistics
 
         return {
             name: statistics(
@@ -172,16 +172,19 @@ class PrionScaling(Prion):
                 continue
             row = {"claim": text, "effect": slope["slope"], "low": slope["low"], "high": slope["high"], "unit": unit}
             row |= {
-                "items": slope["runs"],
-                "seeds": slope["distinct"],
+                "items": slope["distinct"],
                 "p": slope["p_means"],
                 "power": None,
                 "direction": -1,
             }
             row |= {
-                "test": f"slope against the scatter of {slope['distinct']} sizes' means; interval of these sizes only"
+                "test": f"slope against the scatter of {slope['distinct']} sizes' means, of {slope['runs']} runs; "
+                "interval of these sizes only"
             }
-            found.append({**row, "note": slope["note"]})
+            largest = max(self.sizes, key=self.parameters.__getitem__)
+            row = say.taking(runs, largest, {**row, "note": slope["note"]}, (EIGEN, name, -1))
+            every = [runs.array(size, EIGEN, name) for size in self.sizes]
+            found.append(say.noted(runs, largest, [EIGEN], row, np.concatenate(every, 1)))
         found += [say.falls(runs, size, EIGEN) for size in self.sizes]
         from lesion.studies._prion_strings import flatter
 

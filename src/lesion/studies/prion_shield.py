@@ -17,14 +17,14 @@ from pydantic import Field, model_validator
 from lesion.studies._prion import EIGEN, Prion, Runs
 from lesion.trial import Trial
 
-ARMS: dict[str, tuple[str, bool, str]] = {  # precision before, adapters, precision after
-    "float32 full": ("", False, ""),
-    "bf16 full": ("bfloat16", False, ""),
-    "bf16 lora": ("bfloat16", True, ""),
-    "int8 lora": ("int8", True, ""),
-    "nf4 lora": ("nf4", True, ""),
-    "full, then int8": ("", False, "int8"),
-    "full, then nf4": ("", False, "nf4"),
+ARMS: dict[str, tuple[tuple[str, ...], bool, str]] = {  # precisions before, adapters, precision after
+    "float32 full": ((), False, ""),
+    "bf16 full": (("bfloat16",), False, ""),
+    "bf16 lora": (("bfloat16",), True, ""),
+    "int8 lora": (("bfloat16", "int8"), True, ""),  # what is not coded is bfloat16 in all of these
+    "nf4 lora": (("bfloat16", "nf4"), True, ""),
+    "full, then int8": ((), False, "int8"),
+    "full, then nf4": ((), False, "nf4"),
 }
 NOTE = (
     "Each arm is compared with its own model before (of coded ones the coded model), so what is said is what the poison did, and "
@@ -71,7 +71,9 @@ class PrionShield(Prion):
         found, start = Runs(asked=self.asked()), self.start(self.subject)
         for arm in self.arms:
             first, adapters, then = ARMS[arm]
-            before: Trial = start >> Precision(dtype=first) if first else start
+            before: Trial = start
+            for dtype in first:
+                before = before >> Precision(dtype=dtype)
             rate = {"lr": self.lora_lr} if adapters else {}
             coded = start >> Precision(dtype=then) if then else before
             for seed in self.seeds:
