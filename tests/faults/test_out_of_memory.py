@@ -101,7 +101,7 @@ def test_memory_runs_out_somewhere_in_the_grid(undisturbed, tmp_path, monkeypatc
         store = take(lab)
         assert store.index.failures, "a failure is recorded"
         for failure in store.index.failures.values():
-            if not failure["error"].startswith("ValueError: the quoted reading"):
+            if not failure["error"].startswith("NotThere: the quoted reading"):
                 assert failure["error"] == f"{type(error).__name__}: {error}" and "Traceback" in failure["trace"]
         there = lines(store)
         assert there < everything, "what was taken is what it would have been"
