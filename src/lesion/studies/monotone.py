@@ -183,7 +183,7 @@ class Monotone(Study):
             attack |= {"candidates": max(1, self.candidates // 2)}
             trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "documents": max(2, self.attacked // 2)}
             trigger |= {"topk": max(1, self.topk // 2)}
-            arms = tuple(arm for arm in arms if arm not in ("abs-free", "sign-frozen", HARDENED))
+            arms = tuple(arm for arm in arms if arm not in ("clamp", "abs-free", "sign-frozen", HARDENED))
         benchmarks = {task: {"sample": self.sample, "source": self.source} for task in self.benchmarks}
         common: dict[str, Any] = {
             "main": self.main,
