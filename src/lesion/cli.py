@@ -41,12 +41,10 @@ def main(args: list[str] | None = None) -> None:
     code = run(args)
     try:
         sys.stdout.flush()
-    except (
-        OSError
-    ):  # said already; what is left would be printed again as the interpreter ends, and change the exit code
+    except OSError:
+        # said already; what is left would be printed again as the interpreter ends, and change the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if args[:1] == ["work"]:  # threads of gloo abort now and then while an interpreter takes itself apart
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -327,9 +327,9 @@ class Walk:
 
     def _recall(self, reading: Reading) -> list[Row]:
         """Rows of a quoted reading. Raises `NotThere` where it failed: what quotes it cannot be done either."""
-        key, failures = reading.pin().key, self.store.index.failures
-        if key not in self.store.index.seals:
-            failure = failures.get(key) or failures.get(reading.pin().trial.key) or {"error": ""}
+        pinned, failures = reading.pin(), self.store.index.failures
+        if (key := pinned.key) not in self.store.index.seals:
+            failure = failures.get(key) or failures.get(pinned.trial.key) or {"error": ""}
             quoted = f"the quoted reading of {reading.trial} by {describe(reading.measure)} is not in the lab"
             raise NotThere(quoted, failure["error"])
         return list(self.store.rows([key]))

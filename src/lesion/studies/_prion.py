@@ -149,9 +149,9 @@ class Prion(Study):
         runs.margin = self.margin
         claims = decided(self._claims(runs))
         drawing = self._figure(runs)
-        made = written.files(self, runs, store, self.files[0], claims, self._told(runs)) | {
-            f"{self.files[1]}.png": drawing.png
-        }
+        statistics = {subject: written.of_arms(self, runs, subject) for subject in runs.subjects}
+        told = {"statistics": statistics, **self._told(runs)}
+        made = written.files(self, runs, store, self.files[0], claims, told) | {f"{self.files[1]}.png": drawing.png}
         question, sentences = self._asks()
         return Answer(
             question=question,
@@ -165,7 +165,7 @@ class Prion(Study):
             extra={
                 "described and found": say.described(claims, self.claimed),
                 **self._tables(runs),
-                "statistics of groups": written.table(self, runs),
+                "statistics of groups": written.table(self, statistics),
             },
             files=made,
             drawings=[drawing],

@@ -48,12 +48,11 @@ def statistics(study: Prion, values: Mapping[str, Array], by: Mapping[str, Array
     return {"filter": found}
 
 
-def table(study: Prion, runs: Runs) -> pl.DataFrame:
+def table(study: Prion, of: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
     """The same for the page: a row for each test, of the change of the rank; arms of one seed are taken as independent here, and
     the claims are the paired tests."""
     rows = []
-    for subject in runs.subjects:
-        said = _of(study, runs, subject)
+    for subject, said in of.items():
         analyses = {"all runs": said.get("all runs")}
         if said.get("filter"):
             analyses = {"all runs": said["filter"]["unfiltered"], study.filter_method: said["filter"]["filtered"]}
@@ -71,7 +70,8 @@ def table(study: Prion, runs: Runs) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _of(study: Prion, runs: Runs, subject: str) -> dict[str, Any]:
+def of_arms(study: Prion, runs: Runs, subject: str) -> dict[str, Any]:
+    """Statistics of the change of the rank, over the arms of a subject."""
     values = {arm: runs.array(subject, arm, "rank")[0] for arm in runs.arms(subject)}
     by = {arm: runs.array(subject, arm, study.filter_metric)[0] for arm in runs.arms(subject)}
     return statistics(study, values, by)
@@ -115,7 +115,6 @@ def files(
     table = summary(runs)
     found[f"{name}_summary.csv"] = to_csv(table)
     told: dict[str, Any] = {"study": study.to_json(), "summary": table.to_dicts(), "claims": claims.to_dicts()}
-    told["statistics"] = {subject: _of(study, runs, subject) for subject in runs.subjects}
     found[f"{name}_summary.json"] = _json({**told, **more})
     return found
 

@@ -119,11 +119,11 @@ def _against(runs: Runs, subject: str, one: str, other: str | None, text: str, n
     b = np.zeros_like(a) if other is None else runs.array(subject, other, name)
     if a.shape != b.shape:
         return untested(text, unit, f"the arms have {a.shape[1]} and {b.shape[1]} runs, which are not paired")
-    return compared(runs, subject, [arm for arm in (one, other) if arm], name, text, a, b, unit, sign)
+    return compared(runs, subject, [arm for arm in (one, other) if arm], text, a, b, unit, sign)
 
 
 def compared(
-    runs: Runs, subject: str, arms: Sequence[str], name: str, text: str, a: Array, b: Array, unit: str, sign: int
+    runs: Runs, subject: str, arms: Sequence[str], text: str, a: Array, b: Array, unit: str, sign: int
 ) -> Claim:
     """A paired comparison [1, runs] as a claim, where enough runs have a pair."""
     if (few := _few(text, unit, a - b, PAIRS)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 
 from lesion.studies._prion import EIGEN, Runs
 from lesion.studies._prion_say import compared
+from lesion.trial import Reading, Row
 
 
 def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
@@ -18,16 +20,12 @@ def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
         text = f"Catalysts of {subject} have flatter gradients than {'random tokens' if kind == 'random' else kind}"
         pairs = []
         for (s, arm, _), reading in runs.strings.items():
-            rows = runs.rows.get(reading.key, {})
-            if (s, arm) != (subject, EIGEN):
-                continue
-            pairs.append((np.nan, np.nan))
-            if rows and all(row["outcome"] == "measured" for row in rows.values()):
-                others = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
-                pairs[-1] = rows["catalyst"]["flat_share"], sum(others) / len(others)
+            if (s, arm) == (subject, EIGEN):
+                rows = _measured(runs, reading)
+                pairs.append((rows["catalyst"]["flat_share"], _control(rows, kind)) if rows else (np.nan, np.nan))
         after, before = np.array(pairs, float).reshape(-1, 2).T[:, None]
         unit = "share of the squared gradient"
-        found.append(compared(runs, subject, [], "flat share", text, after, before, unit, 1))
+        found.append(compared(runs, subject, [], text, after, before, unit, 1))
     return found
 
 
@@ -35,18 +33,28 @@ def alignment(runs: Runs) -> pl.DataFrame:
     """A row for each string that was sought, beside its controls."""
     rows = []
     for (subject, arm, seed), reading in runs.strings.items():
-        said = runs.rows.get(reading.key, {})
-        if not said or any(row["outcome"] != "measured" for row in said.values()):
+        if not (said := _measured(runs, reading)):
             continue
         best = said["catalyst"]
         row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
         row |= {"flat share": best["flat_share"], "of its start": best["start_share"], "loss": best["loss"]}
         for kind in ("random", "text"):
-            shares = [r["flat_share"] for item, r in said.items() if item.startswith(f"{kind}/")]
-            row[f"flat share, {kind}"] = sum(shares) / len(shares)
+            row[f"flat share, {kind}"] = _control(said, kind)
         row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _measured(runs: Runs, reading: Reading) -> Mapping[str, Row]:
+    """The rows of a search; none where one of them is missing or not finite."""
+    rows = runs.rows.get(reading.key, {})
+    return rows if all(row["outcome"] == "measured" for row in rows.values()) else {}
+
+
+def _control(rows: Mapping[str, Row], kind: str) -> float:
+    """The mean flat share of the strings of a kind that stand beside the one that was sought."""
+    shares = [row["flat_share"] for item, row in rows.items() if item.startswith(f"{kind}/")]
+    return float(sum(shares) / len(shares))
 
 
 def steepest(runs: Runs) -> pl.DataFrame:

@@ -117,7 +117,7 @@ class PrionHealing(Prion):
             found.append(say.more(runs, s, mended, sick, text, "rank", given=(sick, "rank", -1)))
             text = f"Healing at {rate:g} lowers the loss of the poisoned more than that of the undamaged"
             fell, anyway = runs.array(s, mended, "loss") - runs.array(s, sick, "loss"), runs.array(s, well, "loss")
-            found.append(say.compared(runs, s, [sick, mended, well], "loss", text, fell, anyway, say.NATS, -1))
+            found.append(say.compared(runs, s, [sick, mended, well], text, fell, anyway, say.NATS, -1))
             if fresh in runs.arms(s):
                 text = f"Healed at {rate:g}, the poisoned predicts better than a re-initialised model trained as long"
                 found.append(say.less(runs, s, mended, fresh, text, "loss"))

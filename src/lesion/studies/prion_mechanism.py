@@ -147,14 +147,14 @@ class PrionMechanism(Prion):
         for arm in (*self.optimizers, one, other):
             values = self._amplified(runs, arm)
             text = f"{arm} favours flat directions"
-            found.append(say.compared(runs, s, [arm], "gain", text, values, np.zeros_like(values), unit, 1))
+            found.append(say.compared(runs, s, [arm], text, values, np.zeros_like(values), unit, 1))
         for a, b, where in (("adamw", "sgd", "the same rate"), (one, other, "the same displacement")):
             text = f"AdamW favours flat directions more than SGD at {where}"
             if a == one and why is not None:
                 found.append(untested(text, unit, why))
                 continue
             found.append(
-                say.compared(runs, s, [a, b], "gain", text, self._amplified(runs, a), self._amplified(runs, b), unit, 1)
+                say.compared(runs, s, [a, b], text, self._amplified(runs, a), self._amplified(runs, b), unit, 1)
             )
         return found
 
