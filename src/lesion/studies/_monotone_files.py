@@ -138,12 +138,14 @@ def _benchmarks(one: Told, arm: str, stage: str, seed: int) -> list[dict[str, An
     return rows
 
 
-def files(study: Any, table: pl.DataFrame, verdicts: pl.DataFrame, told: Sequence[Told]) -> dict[str, bytes]:
+def files(
+    study: Any, table: pl.DataFrame, verdicts: pl.DataFrame, told: Sequence[Told], further: Mapping[str, pl.DataFrame]
+) -> dict[str, bytes]:
     """What was described: final_results.json, experiment_summary.txt, and the table for a paper in LaTeX and Markdown."""
     if not len(table):
         return {}
     results = {"study": study.to_json(), "arms": table.to_dicts(), "claims": verdicts.to_dicts()}
-    results |= {name: frame.to_dicts() for name, frame in tables(told).items()}
+    results |= {name: frame.to_dicts() for name, frame in further.items()}
     columns = [c for c in table.columns if not c.endswith(("_low", "_high"))]
     said = ["monotone: " + ", ".join(one.name for one in told), ""]
     said += [" | ".join(columns)] + [" | ".join(_cell(row, c) for c in columns) for row in table.iter_rows(named=True)]

@@ -238,7 +238,7 @@ class Monotone(Study):
         for one in told:
             one.refuse_sameness()
         claims = claimed.claims(told)
-        summary = say.summary(told)
+        summary, further = say.summary(told), written.tables(told)
         return Answer(
             question=f"Does holding {self.site} to a sign make {self.subject} robust, and does healing bring it back?",
             sentences=[
@@ -252,7 +252,7 @@ class Monotone(Study):
             claims=claims,
             notes=[*say.NOTES, *self.said_of_missing(store)],
             missing=self.missing(store),
-            extra=written.tables(told),
-            files=written.files(self, summary, claims, told),
+            extra=further,
+            files=written.files(self, summary, claims, told, further),
             words=("arm", "flips"),
         )
