@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesion import packaged
+from lesion import digests, packaged
 from lesion.trial import Specimen, Subject, Trial
 from lesion.weightfiles import PICKLES, check_weights, read_json, refuse_codes, refuse_giants, refuse_holes
 
@@ -256,8 +256,7 @@ def folder_digest(folder: Path) -> str:
     )
     total = hashlib.sha256()
     for path in names:
-        with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name}\0{digests.of_file(path)}\n".encode())
     return total.hexdigest()
 
 

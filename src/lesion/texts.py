@@ -18,12 +18,12 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lesion import hubtexts
+from lesion import digests, hubtexts
 
 DATA = Path(__file__).parent / "data"
 
@@ -45,6 +45,7 @@ class Shelf:
     pins: Mapping[str, str]  # file name → sha256 of the content, unpacked where the file is .xz
     suffixes: tuple[str, ...]  # of a user's file
     elsewhere: str = ""  # what else a name may be, for messages
+    _sound: set[tuple[str, str]] = field(default_factory=set, repr=False)  # packaged names and files that were checked
 
     def names(self) -> list[str]:
         """Packaged names."""
@@ -64,6 +65,11 @@ class Shelf:
                 if (found := hashlib.sha256(data).hexdigest()) != pin:
                     raise ValueError(f"packaged {self.kind} {name!r} is damaged: {path} has sha256 {found}, not {pin}")
                 return path, data
+        path = self._own(name)
+        return path, path.read_bytes()
+
+    def _own(self, name: str) -> Path:
+        """A user's file."""
         path = Path(name).expanduser()
         *others, last = self.suffixes
         hint = f"or give the path of a {', '.join(others)} or {last} file{self.elsewhere}"
@@ -71,11 +77,17 @@ class Shelf:
             raise ValueError(f"no {self.kind} {name!r}; packaged: {', '.join(self.names())}; {hint}")
         if not path.is_file():
             raise ValueError(f"no file {name!r} for a {self.kind}; packaged: {', '.join(self.names())}; {hint}")
-        return path, path.read_bytes()
+        return path
 
     def digest(self, name: str) -> str:
-        """sha256 of the file's content, in hexadecimal."""
-        return hashlib.sha256(self.fetch(name)[1]).hexdigest()
+        """sha256 of the file's content, unpacked, in hexadecimal. Raises what `fetch` raises."""
+        for file, pin in self.pins.items():
+            if name == _name(file):
+                if (name, digests.of_file(self.folder / file)) not in self._sound:
+                    self.fetch(name)
+                    self._sound.add((name, digests.of_file(self.folder / file)))
+                return pin
+        return digests.of_file(self._own(name))
 
 
 def _name(file: str) -> str:
