@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
+import torch
 from pydantic import ValidationError
 
+from lesion.bench import Bench
 from lesion.cli import run
+from lesion.constraints import held
 from lesion.store import Store
 from lesion.studies._monotone import Told
 from lesion.studies.monotone import Monotone
@@ -111,6 +114,24 @@ def test_baseline_and_constraint_share_data_steps_rates_and_seeds():
         one, other = a.trial.steps[-1].to_json(), b.trial.steps[-1].to_json()
         assert {k for k in one if one[k] != other[k]} <= {"warmup"}
     assert {c.measure.corpus for c in baseline} != {arms.loss.corpus}, "rates are chosen on other text than is reported"
+
+
+def test_the_control_of_signature_starts_where_signature_starts_and_holds_nothing():
+    (arms,) = Monotone(tier="smoke", arms=("baseline", "signature", "signature-free"))._all
+    bench = Bench(arms.subject.load())
+    for step in arms.constraint("signature").steps:
+        bench.apply(step)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        before = bench.specimen.model(ids).logits
+        assert sum(1 for _ in held(bench.specimen.model)) > 0
+        *same, release = arms.constraint("signature-free").steps
+        assert tuple(same) == arms.constraint("signature").steps
+        bench.apply(release)
+        assert sum(1 for _ in held(bench.specimen.model)) == 0
+        assert torch.equal(bench.specimen.model(ids).logits, before)
+    assert arms.holds("signature") and not arms.holds("signature-free")
+    assert arms.trial("signature-free", 42).steps[-1] == arms.trial("signature", 42).steps[-1], "the same recovery"
 
 
 @pytest.mark.parametrize(

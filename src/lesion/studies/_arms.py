@@ -27,7 +27,9 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {  # arm → options of `constrain`
     "certified": {"init": "signature", "form": "projected", "activation": "monotone"},
     "sign-frozen": {"init": "sign-frozen"},
     "abs-free": {"init": "abs-free"},
+    "signature-free": {"init": "signature"},
 }
+FREED = ("signature-free",)  # controls that start as a constraint does, and of which nothing is held during recovery
 SETTING = 64  # seed offset of the noise that a baseline is matched with
 
 
@@ -86,9 +88,10 @@ class Arms:
 
     def constraint(self, arm: str) -> Trial:
         """An arm before its recovery."""
-        from lesion.steps import Constrain
+        from lesion.steps import Constrain, Release
 
-        return Trial(subject=self.subject) >> Constrain(site=self.scale.site, **CONSTRAINTS[arm])
+        held = Trial(subject=self.subject) >> Constrain(site=self.scale.site, **CONSTRAINTS[arm])
+        return held >> Release() if arm in FREED else held
 
     @cached_property
     def _found(self) -> dict[tuple[str, int], Trial]:
@@ -204,4 +207,4 @@ class Arms:
 
     def holds(self, arm: str) -> bool:
         """Whether an arm promises signs that can be certified."""
-        return CONSTRAINTS.get(arm, {}).get("init") in ("abs", "clamp", "signature")
+        return arm not in FREED and CONSTRAINTS.get(arm, {}).get("init") in ("abs", "clamp", "signature")

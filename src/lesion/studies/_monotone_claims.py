@@ -124,6 +124,7 @@ def _controls(one: Told) -> list[dict[str, Any]]:
     found = []
     for this, other, text in (
         ("abs", "abs-free", "|W| that is held than of |W| that nothing holds"),
+        ("signature", "signature-free", "signature that is held than of the same start with nothing held"),
         (main, "sign-frozen", f"{main} than of weights that keep the signs they had"),
         (main, HARDENED, f"{main} than of adversarial training"),
         (CERTIFIED, BASELINE, f"{CERTIFIED} than of the baseline, not at equal clean loss"),

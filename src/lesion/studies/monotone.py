@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lesion.store import Store
 
 SEEDS = 42, 1337, 2024, 8888, 12345
-CONTROLS = MATCHED, "sign-frozen", "abs-free", HARDENED
+CONTROLS = MATCHED, "sign-frozen", "abs-free", "signature-free", HARDENED
 SEARCHED = 8  # documents that a trigger is sought on, before those it is judged on
 PILE = "hub:NeelNanda/pile-10k:data/*.parquet"
 PRESETS: dict[str, dict[str, Any]] = {
@@ -183,7 +183,9 @@ class Monotone(Study):
             attack |= {"candidates": max(1, self.candidates // 2)}
             trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "documents": max(2, self.attacked // 2)}
             trigger |= {"topk": max(1, self.topk // 2)}
-            arms = tuple(arm for arm in arms if arm not in ("clamp", "abs-free", "sign-frozen", HARDENED))
+            arms = tuple(
+                arm for arm in arms if arm not in ("clamp", "abs-free", "signature-free", "sign-frozen", HARDENED)
+            )
         benchmarks = {task: {"sample": self.sample, "source": self.source} for task in self.benchmarks}
         common: dict[str, Any] = {
             "main": self.main,
