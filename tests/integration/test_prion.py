@@ -98,7 +98,7 @@ def test_outliers_are_left_out_of_a_second_analysis_and_both_are_printed(lab):
     assert found["method"] == "iqr" and found["metric"] == "rank" and "anova" in found["unfiltered"]
     assert sum(found["kept"].values()) + sum(found["dropped"].values()) == 21
     plain = json.loads((folder(lab, "mechanism") / "mechanism_summary.json").read_text())
-    assert len(plain["statistics"]["tiny-gpt-neox"]["all runs"]["pairwise, unpaired"]) == 28
+    assert len(plain["statistics"]["tiny-gpt-neox"]["all runs"]["pairwise, unpaired"]) == 36
 
 
 def test_arms_that_are_one_sentence_in_two_studies_are_made_once(lab):

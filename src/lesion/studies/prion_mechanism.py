@@ -27,14 +27,16 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd-momentum": {"optimizer": "sgd-momentum"},
 }
 MATCHED = " matched"  # at equal displacement
+RANDOM = "adamw, random string"  # the null of what adamw does with a string that was sought
 FINER, APART = (
     5,
     0.05,
 )  # its rate is so much smaller, so that no step goes far beyond; what is farther apart is not equal
 NOTE = (
-    "Amplification is ln[(‖PΔ‖/‖Pg‖)/(‖Δ−PΔ‖/‖g−Pg‖)], P the projection off the steep directions, g the catalyst's "
-    "gradient before: 0 where flat directions went as far as their share of the gradient. With fresh moments Adam's first step "
-    "is the sign of the gradient, so it moves every coordinate alike whatever the curvature."
+    "Amplification is ln[(‖PΔ‖/‖Pg‖)/(‖Δ−PΔ‖/‖g−Pg‖)], P the projection off the steep directions, g the catalyst's gradient "
+    "before: 0 where flat directions went as far as their share of the gradient. The catalyst was chosen for a flat one, and "
+    "what is chosen falls back, so adamw is compared with itself on random strings too. With fresh moments Adam's first step is "
+    "the sign of the gradient, so it moves every coordinate alike whatever the curvature."
 )
 DESCRIBED = (
     (
@@ -98,10 +100,11 @@ class PrionMechanism(Prion):
         for name, rate in (("adamw", self.lr / FINER), ("sgd", self.sgd_lr)):
             how = {"lr": rate, "steps": self.matched_steps, "displacement": self.displacement, "clip": 1.0}
             arms[name + MATCHED] = {"optimizer": name, **how}
-        for arm, how in arms.items():
-            for seed in self.seeds:
-                string = self.catalyst(start, seed)
-                trial = self.poisoned(start, EIGEN, seed, string, **how)
+        for seed in self.seeds:
+            strings = {arm: self.catalyst(start, seed) for arm in arms}
+            strings[RANDOM] = self.catalyst(start, seed, iterations=0)  # what a search would begin with
+            for arm, string in strings.items():
+                trial = self.poisoned(start, EIGEN, seed, string, **arms.get(arm, OPTIMIZERS["adamw"]))
                 gain = Gain(reference=start, catalyst=string, **self.curvature()).pin()
                 found.add((self.subject, arm, seed), start, trial, string, gain=gain, change=change)
         return found
@@ -148,6 +151,9 @@ class PrionMechanism(Prion):
             values = self._amplified(runs, arm)
             text = f"{arm} favours flat directions"
             found.append(say.compared(runs, s, [arm], text, values, np.zeros_like(values), unit, 1))
+        text = "adamw favours flat directions more with the catalyst than with a random string"
+        one_string, another = (self._amplified(runs, arm) for arm in ("adamw", RANDOM))
+        found.append(say.compared(runs, s, ["adamw", RANDOM], text, one_string, another, unit, 1))
         for a, b, where in (("adamw", "sgd", "the same rate"), (one, other, "the same displacement")):
             text = f"AdamW favours flat directions more than SGD at {where}"
             if a == one and why is not None:
