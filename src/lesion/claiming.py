@@ -32,14 +32,19 @@ def tested(text: str, after: Array, before: Array, unit: str, purpose: str, **mo
 
 
 def the_same(text: str, after: Array, before: Array, unit: str, margin: float) -> dict[str, Any]:
-    """An equivalence within ±margin as a claim."""
+    """An equivalence within ±margin as a claim. Its p is that of what was found, a change within the margin or one beyond it, and
+    either verdict is held to the correction over all claims."""
     if (count := pairs(after, before)) < 2:
         return untested(text, unit, f"only {count} items can be compared")
     e = equivalent(after, before, margin)
     said = {"equivalent": "supported", "different": "contradicted"}.get(e.verdict, "inconclusive")
-    row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit, "p": e.p}
-    row |= {"items": count, "seeds": len(after)}
-    return {"claim": text, **row, "test": "two one-sided t tests, interval at 90 %", "verdict": said}
+    within = abs(e.value) <= margin
+    row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit}
+    row |= {"items": count, "seeds": int(np.isfinite(after - before).any(1).sum())}
+    row |= (
+        {"p": e.p, "test": "two one-sided t tests"} if within else {"p": e.beyond, "test": "t test beyond the margin"}
+    )
+    return {"claim": text, **row, "test": f"{row['test']}, interval at 90 %", "verdict": said}
 
 
 def untested(text: str, unit: str, why: str) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
     for row, p in zip(rows, holm([row.get("p") for row in rows]), strict=True):
         direction, smallest = row.pop("direction", 1), row.pop("smallest", 0.0)
         row["p_holm"] = p
-        if row.get("verdict") == "supported" and p is not None and p >= ALPHA:  # an equivalence, before its correction
+        if p is not None and p >= ALPHA and "verdict" in row:  # an equivalence, before its correction
             row["verdict"] = "inconclusive"
         if "verdict" not in row:
             row["verdict"] = verdict(

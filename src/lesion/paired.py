@@ -96,17 +96,18 @@ def stretch(x: Array, draws: Array, level: float) -> Array:
     return np.asarray(stats.t.ppf(tail, df) / stats.norm.ppf(tail) * ratio)
 
 
-def two_one_sided(x: Array, binary: bool, margin: float) -> tuple[Array, Array, Array]:
-    """Bounds at 90 % and the p of equivalence within ±margin, each [runs]."""
+def two_one_sided(x: Array, binary: bool, margin: float) -> tuple[Array, Array, Array, Array]:
+    """Bounds at 90 %, the p of equivalence within ±margin, and that of a change beyond it, each [runs]."""
     items = x.shape[2]
     x = _with_a_rise_and_a_fall(x) if binary else x
     centre, (error, df) = item_means(x).mean(1), standard_error(x)
     inside, flat = margin - np.abs(centre), error == 0
-    p = np.where(
-        flat, np.where(inside > 1e-9 * margin, 2.0**-items, 1), stats.t.sf(inside / np.where(flat, 1, error), df)
+    within, beyond = (
+        np.where(flat, np.where(far > 1e-9 * margin, 2.0**-items, 1), stats.t.sf(far / np.where(flat, 1, error), df))
+        for far in (inside, -inside)
     )
     half = np.where(flat & (2.0**-items > ALPHA), np.nan, stats.t.ppf(1 - ALPHA, df) * error)
-    return centre - half, centre + half, p
+    return centre - half, centre + half, within, beyond
 
 
 def p_values(each: Array, test: str) -> Array:

@@ -94,7 +94,8 @@ class Standardised:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Two one-sided tests against ±margin: p is the larger, `low` to `high` the interval at 90 % that decides the same.
+    """Two one-sided tests against ±margin: p is the larger, `low` to `high` the interval at 90 % that decides the same. `beyond`
+    is the p of the one-sided test that the change is larger than the margin.
 
     verdict: "equivalent" (p < .05), "different" (the interval lies wholly outside the margin), or "inconclusive".
     """
@@ -104,6 +105,7 @@ class Equivalence:
     high: float | None
     margin: float
     p: float
+    beyond: float
     verdict: str
 
 
@@ -211,11 +213,11 @@ def equivalent(after: ArrayLike, before: ArrayLike, margin: float) -> Equivalenc
     if not margin > 0:
         raise ValueError(f"a margin of equivalence is positive, not {margin}")
     x, binary = differences(after, before)
-    lows, highs, p = two_one_sided(x[None], binary, margin)
+    lows, highs, p, beyond = two_one_sided(x[None], binary, margin)
     low, high = _or_none(lows), _or_none(highs)
     outside = low is not None and high is not None and (low > margin or high < -margin)
     said = "equivalent" if p[0] < ALPHA else "different" if outside else "inconclusive"
-    return Equivalence(float(item_means(x).mean()), low, high, margin, float(p[0]), said)
+    return Equivalence(float(item_means(x).mean()), low, high, margin, float(p[0]), float(beyond[0]), said)
 
 
 def cohens_d(differences: ArrayLike, *, level: float = 0.95) -> Standardised:
