@@ -30,6 +30,7 @@ MARGIN = 0.4
 DOSES = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])
 HALF = 0.2  # the true ED50
 GAIN, NOISE = 0.2, 0.15  # how items differ in their response, and what is left to chance
+UNENDED = 0.85  # half dose of a curve that has not come to its end, as a share of the largest dose
 UNITS: tuple[Literal["d"], Literal["raw"]] = ("d", "raw")
 AT = {"d": -0.8, "raw": -0.5}
 
@@ -173,7 +174,7 @@ def _curves(simulations: int, seed: int) -> Iterator[Line]:
             stream = generator("calibrate", "curve", items, seeds, seed)
             truth = {unit: _true_threshold(unit, seeds) for unit in UNITS}
             inside: dict[str, list[bool]] = {"ED50": [], **{unit: [] for unit in UNITS}}
-            for y in _responses(stream, (simulations, seeds, items)):
+            for y in _responses(stream, (simulations, seeds, items), HALF, NOISE):
                 try:
                     found = fit(DOSES, y, draws=300)
                 except ValueError:  # no trend: refused, as it should be
@@ -183,9 +184,23 @@ def _curves(simulations: int, seed: int) -> Iterator[Line]:
                 for unit in UNITS:
                     end = threshold(DOSES, y - y[0], AT[unit], unit)
                     inside[unit].append(end.low is not None and end.low <= truth[unit] <= (end.high or np.inf))
+            yield _covered(
+                "interval of the ED50", "unended curve", items, seeds, _unended(stream, simulations, seeds, items)
+            )
             for what, hits in inside.items():
                 name = "interval of the ED50" if what == "ED50" else f"interval of the threshold, {what}"
                 yield _covered(name, "falling curve", items, seeds, np.array(hits))
+
+
+def _unended(stream: np.random.Generator, simulations: int, seeds: int, items: int) -> NDArray[np.bool_]:
+    """Whether intervals hold the half dose of curves whose largest dose does little more than half; with so little noise that
+    least squares decide and not the spread."""
+    hits = []
+    for y in _responses(stream, (simulations, seeds, items), UNENDED * DOSES[-1], 0.1 * NOISE):
+        found = fit(DOSES, y, draws=300)
+        if found.ed50 is not None:
+            hits.append((found.low or 0) <= UNENDED * DOSES[-1] <= (found.high or np.inf))
+    return np.array(hits)
 
 
 def _true_threshold(unit: str, seeds: int) -> float:
@@ -195,11 +210,11 @@ def _true_threshold(unit: str, seeds: int) -> float:
     return float(np.interp(-AT[unit], -fall / spread, DOSES))
 
 
-def _responses(g: np.random.Generator, shape: tuple[int, int, int]) -> Array:
+def _responses(g: np.random.Generator, shape: tuple[int, int, int], half: float, noise: float) -> Array:
     """Curves [runs, doses, seeds, items] that fall from 1 to 0 with a slope of 4, each item by more or less."""
     runs, seeds, items = shape
-    fall = hill(DOSES, HALF, 4.0)[:, None, None] * (1 + GAIN * g.normal(size=(runs, 1, 1, items)))
-    return fall + 0.1 * g.normal(size=(runs, 1, 1, items)) + NOISE * g.normal(size=(runs, len(DOSES), seeds, items))
+    fall = hill(DOSES, half, 4.0)[:, None, None] * (1 + GAIN * g.normal(size=(runs, 1, 1, items)))
+    return fall + 0.1 * g.normal(size=(runs, 1, 1, items)) + noise * g.normal(size=(runs, len(DOSES), seeds, items))
 
 
 def _rejected(procedure: str, case: str, items: int, seeds: int, hits: NDArray[np.bool_]) -> Line:

@@ -24,6 +24,7 @@ DRAWS = 1000  # curves drawn for an interval
 LEVEL = 0.95
 STEPS = 20  # doses between two neighbours at which bounds are worked out
 SLOPES = np.geomspace(0.5, 32, 18)
+ROUNDS = 12  # steps of the fit of each curve that is drawn
 PLACES = 120  # half-doses tried, from e² below the smallest dose to e² above the largest
 
 
@@ -79,7 +80,8 @@ def fit(doses: ArrayLike, response: ArrayLike, *, purpose: str = "", draws: int 
     """Fits the log-logistic curve to the mean response at each dose; response is [doses, seeds, items], NaN: missing.
 
     Least squares on the means, every dose with the same weight: a grid of half-doses and slopes, on which top and
-    bottom are linear, then scipy's least_squares from the best of them. Each of the `draws` is fitted on the grid.
+    bottom are linear, then scipy's least_squares from the best of them. Each of the `draws` is fitted likewise: a curve that
+    has not come to its end has its optimum between the points of any grid, where an interval would miss its own estimate.
     ValueError where doses do not rise, there are fewer than 4, or the response neither falls nor rises with dose
     (Page's trend test, p ≥ .05): such a response has no half effect.
     """
@@ -95,7 +97,8 @@ def fit(doses: ArrayLike, response: ArrayLike, *, purpose: str = "", draws: int 
         where = "beyond the largest dose" if place > last else "below the smallest dose"
         return Fit(None, None, None, None, None, None, seeds, items, f"the half effect lies {where} tested")
     centre = float(np.log(place))
-    drawn = np.log(_grid(x, _drawn_curves(y, purpose, draws))[0])
+    curves = _drawn_curves(y, purpose, draws)
+    drawn = np.log(_polished(x, curves, *_grid(x, curves)))
     # What each cell adds to log ed50, to first order: it gives the interval the spread that seeds and items allow.
     pull = np.linalg.pinv(_jacobian(x, top, bottom, place, slope))[2]
     linear = np.tensordot(pull, _filled(y), 1)[None]
@@ -220,6 +223,45 @@ def _grid(doses: Array, means: Array) -> tuple[Array, Array]:
     step = np.log(places[1] / places[0])
     moved = np.where(inner == best, places[inner] * np.exp(shift * step), places[best])
     return moved, slopes[slope]
+
+
+def _polished(doses: Array, means: Array, place: Array, slope: Array) -> Array:
+    """Half-doses [runs] of the curves nearest to means [runs, doses], by Levenberg and Marquardt's steps from half-dose and slope
+    [runs]; top and bottom are linear and projected out (Kaufman 1975)."""
+    places, slopes, _ = _features(tuple(doses))
+    box = np.array([np.log(places[[0, -1]]), slopes[[0, -1]]])
+    target = means - means.mean(1, keepdims=True)
+    away = np.log(np.maximum(doses, np.finfo(float).tiny))
+
+    def parts(p: Array) -> tuple[Array, Array, Array]:
+        """Residuals [runs, doses], their derivatives [runs, doses, 2], and their squares' sum [runs]."""
+        h = hill(doses, np.exp(p[:, :1]), p[:, 1:])
+        shape = h - h.mean(1, keepdims=True)
+        square = np.maximum((shape**2).sum(1, keepdims=True), np.finfo(float).tiny)
+        slant = (shape * target).sum(1, keepdims=True) / square
+        bell = slant * h * (1 - h)
+        turn = np.stack([bell * p[:, 1:], -bell * (away - p[:, :1])], 2)
+        turn = turn - turn.mean(1, keepdims=True)
+        turn -= shape[:, :, None] * ((shape[:, :, None] * turn).sum(1, keepdims=True) / square[:, :, None])
+        rest = target - slant * shape
+        return rest, turn, (rest**2).sum(1)
+
+    p, damping = np.stack([np.log(place), slope], 1), np.full(len(means), 1e-3)
+    rest, turn, score = parts(p)
+    for _ in range(ROUNDS):
+        square = np.einsum("rdi,rdj->rij", turn, turn)
+        diagonal = np.einsum("rii->ri", square)
+        square[:, [0, 1], [0, 1]] = diagonal * (1 + damping[:, None]) + np.finfo(float).tiny
+        step = np.linalg.solve(square, np.einsum("rdi,rd->ri", turn, rest)[:, :, None])[:, :, 0]
+        tried = np.clip(p + step, box[:, 0], box[:, 1])
+        new_rest, new_turn, new_score = parts(tried)
+        better = new_score < score
+        p, rest, turn = (
+            np.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+            for a, b in ((p, tried), (rest, new_rest), (turn, new_turn))
+        )
+        score, damping = np.where(better, new_score, score), np.where(better, damping / 10, damping * 10)
+    return np.exp(p[:, 0])
 
 
 def _least_squares(doses: Array, means: Array) -> tuple[float, float, float, float]:
