@@ -83,7 +83,8 @@ def write(specimen, options):
     task = Gsm8k()
     measure = Task(task=task, sample=options.sample, shots=options.shots, new_tokens=64, batch=32)
     items = list(measure.questions())
-    text, ends = before(task, options.shots, 0), asking.ends(specimen, True)
+    line = asking.one_line(specimen.tokenizer)
+    text, ends = before(task, options.shots, 0), asking.end_tokens(specimen) | line.breaks  # no reply here begins blank
     tokens = [asking.prompt(specimen, task, e, "plain", text) for e in measure.questions().values()]
 
     def ours():

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lesion.task import AnyTask, Example
 from lesion.trial import Specimen
+
+if TYPE_CHECKING:
+    from lesion.decode import OneLine
 
 Chat = Literal["plain", "template", "auto"]
 TOLD = "auto: the chat template where there is one"
@@ -69,9 +72,14 @@ def end_tokens(specimen: Specimen) -> frozenset[int]:
     return frozenset(found - {None})
 
 
-def ends(specimen: Specimen, line: bool) -> frozenset[int]:
-    """Tokens that end a reply: the end tokens, and, where a reply is one line, whatever begins another one."""
-    return end_tokens(specimen) | (_of_new_lines(specimen.tokenizer) if line else frozenset())
+@lru_cache(maxsize=4)
+def one_line(tokenizer: Any) -> OneLine:
+    """What ends a reply of one line, beside the end tokens."""
+    from lesion.decode import OneLine
+
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    blank = frozenset(i for i, text in enumerate(texts) if text and not text.strip())
+    return OneLine(frozenset(i for i, text in enumerate(texts) if "\n" in text), blank)
 
 
 def pairs(
@@ -80,9 +88,3 @@ def pairs(
     """Tokens of prompts and of replies with their end token."""
     last = end(specimen)
     return [(prompt(specimen, task, e, chat), [*reply(specimen, task, e.answer, chat), last]) for e in examples]
-
-
-@lru_cache(maxsize=4)
-def _of_new_lines(tokenizer: Any) -> frozenset[int]:
-    """Ids whose text holds a line break."""
-    return frozenset(i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i]))

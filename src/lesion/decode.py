@@ -56,6 +56,15 @@ class Continuation:
     duration: float = 0.0  # seconds from the start of its slot to its last token
 
 
+@dataclass(frozen=True)
+class OneLine:
+    """A text of one line: ids whose text has a line break, and those whose text is blank, with a break or without. A break ends
+    the text once anything else has been written: many models begin their answer on a new line."""
+
+    breaks: frozenset[int]
+    blank: frozenset[int]
+
+
 class Engine(Protocol):
     """A model's forward over slots. Logits are [rows, V], of each row's last token."""
 
@@ -77,8 +86,10 @@ def continue_texts(
     ends: frozenset[int],
     seed: int,
     batch: int,
+    line: OneLine | None = None,
 ) -> list[Continuation]:
-    """Continues every prompt by at most `new_tokens`, in the order given. `ends`: ids that end a text (not part of it).
+    """Continues every prompt by at most `new_tokens`, in the order given. `ends`: ids that end a text (not part of it); `line`:
+    so do line breaks.
 
     When memory runs out, everything is computed again with half the slots, and that is logged; with one slot it is an error.
     """
@@ -87,7 +98,7 @@ def continue_texts(
     while True:
         try:
             with inference(model):
-                return _run(model, prompts, how, new_tokens, ends, seed, slots)
+                return _run(model, prompts, how, new_tokens, ends, line, seed, slots)
         except Exception as error:
             if not _is_out_of_memory(error) or slots == 1:
                 raise
@@ -103,6 +114,7 @@ def _run(
     how: Sampling,
     new_tokens: int,
     ends: frozenset[int],
+    line: OneLine | None,
     seed: int,
     slots: int,
 ) -> list[Continuation]:
@@ -112,7 +124,8 @@ def _run(
     waiting, rows = list(reversed(prompts)), [None] * slots  # type: list[Prompt], list[Prompt | None]
     started = dict.fromkeys(found, 0.0)
     last = torch.zeros(slots, dtype=torch.long)
-    ending = torch.tensor(sorted(ends) or [-1])
+    breaks, blank = (line.breaks, line.blank) if line else (frozenset[int](), frozenset[int]())
+    ending = torch.tensor(sorted(ends | breaks) or [-1])
 
     def draw(at: list[int], logits: torch.Tensor) -> None:
         """Draws the next token of the rows `at`, and frees those that stop."""
@@ -126,7 +139,7 @@ def _run(
                 c.stop = "not finite"
             else:
                 c.logprobs.append(log)
-                if end:
+                if end and (t in ends or not blank.issuperset(c.tokens)):
                     c.stop, c.ended_by = "end", t
                 else:
                     c.tokens.append(t)

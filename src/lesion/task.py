@@ -117,12 +117,12 @@ class FromHub(AnyTask):
 
 @lru_cache(maxsize=16)
 def loaded(task: AnyTask) -> Mapping[Part, Sequence[Example]]:
-    """All examples of a task, read once. Raises ValueError for two of one id, and for an example in both parts."""
+    """All examples of a task, read once. Raises ValueError for two of one id, and for a question in both parts."""
     found = task.load()
     refuse_duplicates(f"task {task.name!r}", [e.id for part in found.values() for e in part])
-    seen = {(e.asked, e.answer) for e in found["train"]}
-    if both := [e.id for e in found["test"] if (e.asked, e.answer) in seen]:
-        raise ValueError(f"task {task.name!r}: {len(both)} examples are trained on and tested with, such as {both[0]}")
+    seen = {e.asked for e in found["train"]}
+    if both := [e.id for e in found["test"] if e.asked in seen]:
+        raise ValueError(f"task {task.name!r}: {len(both)} questions are trained on and tested with, such as {both[0]}")
     return found
 
 

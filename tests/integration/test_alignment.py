@@ -45,7 +45,7 @@ def test_modern_tasks_compares_ways_on_the_same_questions(kept):
     folder, frames, text = page(kept, "modern-tasks")
     table = frames["summary"]
     assert table["way"].to_list() == ["zero-shot", "few-shot", "LoRA", "full"] and set(table["questions"]) == {6}
-    assert table["trainings"].to_list() == [None, None, 2, 2] and len(frames["claims"]) == 6
+    assert table["trainings"].to_list() == [None, None, 2, 2] and len(frames["claims"]) == 12
     loss = dict(zip(table["way"], table["loss of right replies"], strict=True))
     assert loss["full"] < loss["zero-shot"] and "worst replies" in text
     assert json.loads((folder / "arithmetic.json").read_text())[0]["way"] == "zero-shot"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lesion import packaged
-from lesion.decode import Prompt, continue_texts
+from lesion import decode, packaged
+from lesion.decode import OneLine, Prompt, continue_texts
 from lesion.inference import inference
 from lesion.sampling import Sampling, choose
 from lesion.subjects import Scratch
@@ -85,6 +85,26 @@ def test_a_hooked_module_keeps_its_own_forward():
     finally:
         hook.remove()
     assert len(seen) >= 3
+
+
+def test_a_line_break_ends_a_text_once_something_stands_before_it(monkeypatch):
+    """Many models begin an answer on a new line: what they write there is the answer, and not nothing."""
+    written = [10, 32, 10, 65, 66, 10, 67, 68]  # break, blank, break, two letters, break, two more
+
+    def scripted(logits, uniform, how):
+        step = next(steps)
+        return torch.full((len(logits),), written[step]), torch.zeros(len(logits))
+
+    for line, kept, stop in (
+        (OneLine(frozenset({10}), frozenset({10, 32})), written[:5], "end"),
+        (None, written, "length"),
+    ):
+        steps = iter(range(len(written)))
+        monkeypatch.setattr(decode, "choose", scripted)
+        (c,) = continue_texts(
+            model_of("tiny-llama"), prompts()[:1], GREEDY, new_tokens=8, ends=frozenset({2}), seed=0, batch=1, line=line
+        )
+        assert (c.tokens, c.stop) == (kept, stop) and c.ended_by == (10 if stop == "end" else None)
 
 
 def test_log_probabilities_are_those_of_the_untempered_model():

@@ -72,13 +72,16 @@ def test_the_loss_is_the_formula_and_both_sides_have_a_gradient(beta, smoothing)
     assert all(float(side.norm()) > 1e-3 for side in sides) and not torch.allclose(*sides)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["tiny-llama", "tiny-gpt2", "tiny-opt"])
-def test_at_the_reference_the_loss_is_ln_2(family):
-    """Also where the model has dropout: the reference was read without."""
+def test_at_the_reference_the_loss_is_ln_2(family, kind):
+    """Also where the model has dropout, which the reference was read without, and where it is held in sixteen bits."""
     specimen = load(family)
+    specimen.model.to(kind)
     facts = Dpo(**HOW).pin().apply(specimen)
     assert facts["curve"][0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert facts["loss"] < math.log(2) and facts["examples"] == 5
+    assert {p.dtype for p in specimen.model.parameters()} == {kind}
 
 
 def test_the_loss_is_that_of_trl():

@@ -68,7 +68,8 @@ def test_normalised_and_calibrated_rankings():
 def test_what_is_written_is_what_generate_writes(family):
     specimen = load(family, seed=5)
     measure = Task(task=TestSums(), new_tokens=6)
-    ends = sorted(asking.ends(specimen, True))
+    line = asking.one_line(specimen.tokenizer)
+    ends = sorted(asking.end_tokens(specimen) | line.breaks)
     for row in measure.read(specimen, measure.items(specimen)):
         e = measure.questions()[row["item"]]
         ids = torch.tensor([asking.prompt(specimen, TestSums(), e, "plain")])
@@ -86,11 +87,27 @@ def test_what_is_written_is_what_generate_writes(family):
         assert row["text"] == specimen.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
 
-def test_a_reply_ends_with_its_line_only_where_it_is_one():
+def test_what_ends_a_reply_of_one_line():
     specimen = load()
-    newline = specimen.tokenizer("\n")["input_ids"][0]
-    assert newline in asking.ends(specimen, True) and newline not in asking.ends(specimen, False)
-    assert asking.end(specimen) == 257 and 257 in asking.ends(specimen, False)
+    newline, space, letter = (specimen.tokenizer(text)["input_ids"][0] for text in ("\n", " ", "a"))
+    line = asking.one_line(specimen.tokenizer)
+    assert newline in line.breaks and {newline, space} <= line.blank and letter not in line.blank | line.breaks
+    assert (
+        asking.end(specimen) == 257
+        and asking.end_tokens(specimen) >= {257}
+        and newline not in asking.end_tokens(specimen)
+    )
+
+
+def test_the_loss_of_the_end_token_is_that_behind_the_right_reply():
+    specimen = load(seed=3)
+    measure = Task(task=TestSums(), new_tokens=2)
+    for row in measure.read(specimen, measure.items(specimen)):
+        e = measure.questions()[row["item"]]
+        text = asking.prompt(specimen, TestSums(), e, "plain") + asking.reply(specimen, TestSums(), e.answer, "plain")
+        with torch.no_grad():
+            assert row["nll_end"] == pytest.approx(-naive(specimen.model, text, [257]), rel=1e-4)
+        assert row["asked_characters"] == len(e.asked)
 
 
 @pytest.mark.parametrize("family", ["tiny-llama", "tiny-t5", "tiny-gpt2"])

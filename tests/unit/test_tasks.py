@@ -116,8 +116,45 @@ def test_sums_are_right_and_none_is_in_both_parts(terms, largest, seed):
             assert eval(left) == int(right)
 
 
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 9), st.integers(0, 9))
+def test_sums_that_one_task_tests_with_no_other_one_trains_on(one, other, seed, another):
+    tested = {e.asked for e in Arithmetic(train=5, test=one, seed=seed).load()["test"]}
+    halves = [Arithmetic(train=other, test=3, seed=another, half=half).load()["train"] for half in (0, 1, 2)]
+    whole, first, second = ({e.asked for e in half} for half in halves)
+    assert not tested & whole and not first & second and not tested & (first | second)
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"), [("30 - 12 = 18. #### 18", True), ("The answer is 18.", True), ("18", True), ("#### 81", False)]
+)
+def test_a_sum_is_graded_by_its_number_and_its_form_apart(reply, right):
+    found = Arithmetic().grade(Example("x", "30 - 12", "30 - 12 = 18. #### 18"), reply)
+    assert found["correct"] is right and found["form"] is ("####" in reply)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply", "right"),
+    [
+        *[("-5", "5", False), ("-0.5", "0.5", False), (".5", "5", False), ("$5", "5", False), ("C++", "c", False)],
+        *[
+            ("+", "", False),
+            ("+", "-", False),
+            ("+", "+", True),
+            ("Paris", " paris. ", True),
+            ("Paris", '"Paris!"', True),
+        ],
+        *[("Paris", "**Paris**.", True), ("-5", "-5.", True), ("C++", "c++", True), ("wait...", "Wait", True)],
+    ],
+)
+def test_signs_and_points_of_an_answer_count_and_what_surrounds_it_does_not(answer, reply, right, tmp_path):
+    task = Jsonl(path=str(tmp_path / "x.jsonl"))
+    assert task.grade(Example("x", "?", answer), reply)["correct"] is right
+
+
 def test_too_many_sums_are_refused():
-    with pytest.raises(ValueError, match="there are no 400 different problems with 2 numbers up to 3"):
+    with pytest.raises(
+        ValueError, match="there are no 200 different problems to train on and 200 to test with, of 2 numbers up to 3"
+    ):
         Arithmetic(terms=2, largest=3, train=200, test=200).load()
 
 
@@ -160,7 +197,7 @@ def test_examples_that_have_changed_are_refused(monkeypatch):
 def test_an_example_in_both_parts_is_refused(monkeypatch):
     same = [Example("a", "x", "y")], [Example("b", "x", "y")]
     monkeypatch.setattr(TestSums, "load", lambda self: dict(zip(("train", "test"), same, strict=True)))
-    with pytest.raises(ValueError, match="1 examples are trained on and tested with, such as b"):
+    with pytest.raises(ValueError, match="1 questions are trained on and tested with, such as b"):
         TestSums().examples("test")
 
 

@@ -6,7 +6,8 @@
     generate    what the model writes, graded by the task
 
 Tasks whose examples have choices are ranked, the others are written, unless `method` says otherwise. Of every right reply the
-loss is read too (`nll` over `nll_tokens`, its end token included), which says something where no reply is right yet. Few-shot
+loss is read too (`nll` over `nll_tokens`, its end token included), which says something where no reply is right yet; of written
+ones also that of the end token alone (`nll_end`): whether a model knows where to stop, however long its own replies are. Few-shot
 examples are the same for all questions, and are read once for all of them.
 """
 
@@ -16,7 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +33,7 @@ SHOWN = 240  # characters of a question that a row quotes: the last ones
 class Task(Measure):
     """Replies to the questions of a task, one row each."""
 
+    version: ClassVar[int] = 2  # a line break before any word does not end a reply
     task: AnyTask = Field(description="what is asked")
     part: Part = Field(default="test", description="which of its examples")
     sample: int = Field(default=200, ge=0, description="so many of them, drawn at random; 0: all")
@@ -96,20 +98,25 @@ class Task(Measure):
         for item, e in asked.items():  # sampled replies to one question share their answer
             reply = [*asking.reply(specimen, self.task, e.answer, self.chat), *last]
             written.setdefault(e.id, (prompts[item], reply[: room[item]]))
-        scores = log_likelihoods(specimen.model, [*ranked, *written.values()])  # at once: they share their prompts
-        losses = dict(zip(written, scores[len(ranked) :], strict=True))
+        ending: dict[str, tuple[list[int], list[int]]] = {}
+        if not ranks and not specimen.model.config.is_encoder_decoder:
+            ending = {i: ([*p, *r[:-1]], last) for i, (p, r) in written.items() if r[-1:] == last}
+        scores = log_likelihoods(specimen.model, [*ranked, *written.values(), *ending.values()])  # which share prompts
+        first, end = len(ranked), len(ranked) + len(written)
+        losses = dict(zip(written, scores[first:end], strict=True))
+        ends = dict(zip(ending, scores[end:], strict=True))
         likely = scores[: len(ranked)]
         found = self._ranked(specimen, asked, replies, likely) if ranks else self._written(specimen, asked, prompts)
         rows = []
         for item, e in asked.items():
-            row = {"item": item, "example": e.id, "asked": e.asked[-SHOWN:], "answer": e.answer, **found[item]}
+            row = {"item": item, "example": e.id, "asked": e.asked[-SHOWN:], "asked_characters": len(e.asked)}
+            row |= {"answer": e.answer, **found[item]}
             nll: float | None = -losses[e.id]
-            if row["outcome"] == "not finite" or not math.isfinite(
-                losses[e.id]
-            ):  # then nothing that is said of it counts
+            if row["outcome"] == "not finite" or not math.isfinite(losses[e.id]):  # nothing that is said of it counts
                 nll = None
                 row |= {"outcome": "not finite", "chosen": None, **dict.fromkeys(self.task.grade(e, ""))}
-            rows.append({**row, "nll": nll, "nll_tokens": len(written[e.id][1])})
+            last_nll = -ends[e.id] if nll is not None and e.id in ends else None
+            rows.append({**row, "nll": nll, "nll_tokens": len(written[e.id][1]), "nll_end": last_nll})
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]
 
     def _check(
@@ -166,7 +173,8 @@ class Task(Measure):
             [decode.Prompt(item, tuple(tokens)) for item, tokens in prompts.items()],
             decode.Sampling(temperature=self.temperature, top_k=0, top_p=1.0),
             new_tokens=self._room(),
-            ends=asking.ends(specimen, self.task.line),
+            ends=asking.end_tokens(specimen),
+            line=asking.one_line(specimen.tokenizer) if self.task.line else None,
             seed=self.seed,
             batch=self.batch,
         )

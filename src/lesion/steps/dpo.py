@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 
 from lesion import asking, preferring
-from lesion.digest import combined, digests
+from lesion.digest import combined, digests, named_tensors
 from lesion.fit import Documents, Training, fit
 from lesion.responses import Examples
 from lesion.task import AnyTask, Part, sampled
@@ -93,12 +94,27 @@ class Dpo(Training, Step):
             if there.get("key") == key:
                 known: list[list[float]] = there["reference"]
                 return known
-        found = log_probabilities_of(specimen.model, pairs, self.average, self.precision == "bfloat16", self.batch)
+        with _float32(
+            specimen.model
+        ):  # as `fit` will hold them: else a model of sixteen bits would not begin at its reference
+            found = log_probabilities_of(specimen.model, pairs, self.average, self.precision == "bfloat16", self.batch)
         folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}")  # each of several processes has the same, and puts it there whole
         aside.write_text(json.dumps({"key": key, "reference": found}))
         aside.replace(path)
         return found
+
+
+@contextmanager
+def _float32(model: Any) -> Iterator[None]:
+    """Holds the weights in float32 within a block; every sixteen-bit number is one of float32, so they come back as they were."""
+    types = {name: t.dtype for name, t in named_tensors(model)}
+    model.float()
+    try:
+        yield
+    finally:
+        for name, tensor in named_tensors(model):
+            tensor.data = tensor.data.to(types[name])
 
 
 def log_probabilities_of(

@@ -20,9 +20,11 @@ SHOWN = 24
 NOTES = [
     "“base” is whatever the subject is: smollm2 is an instructed model already, so there SFT and DPO are further training.",
     "Responses: the loss of written responses to held-out instructions, in nats a token, end token included; “ended” is the "
-    "share of replies that the model ended itself within the tokens it has.",
+    "share of replies that the model ended itself within the tokens it has, which many written responses would not do; “loss of "
+    "the end” is that of the end token behind the written response, however long, in nats.",
     "Margins: how much more the better reply has gained than the worse, in nats, against the model before sft (for sft) or after "
-    "it. “more sft” went on with instructions for as many steps as dpo had: what training alone does.",
+    "it. “more sft” went on with instructions for as many steps as dpo had, at its rate: what training alone does. Replies are "
+    "cut and long pairs left out as the options say; of a reply that was cut the end is not scored.",
     "Choosing: among the first k solutions to a problem, by the verifier, by the number that most of them state, or the first; "
     "“any” is the mean of the k: a choice at random.",
 ]
@@ -70,17 +72,26 @@ def summary(told: Told) -> pl.DataFrame:
     for stage in STAGES:
         row: Row = {"after": stage}
         row |= averaged(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
+        row |= averaged(told.array(stage, "responses", "nll_end"), "loss of the end")
         row |= averaged(told.stopped(stage), "ended")
         row |= averaged(told.array(stage, "responses", "rougeL"), "ROUGE-L")
         gained = stage != BASE  # which has nothing to be compared with
         row |= averaged(told.array(stage, "preferences", "correct" if gained else "none"), "pairs right")
         row |= averaged(told.array(stage, "preferences", "margin" if gained else "none"), "margin")
+        row["pairs read"] = _read(told, stage)
         row |= averaged(told.array(stage, "preferences", "kl"), "KL")
         row |= averaged(told.array(stage, "sums", "correct"), "sums right")
         loss = told.array(stage, "text", "nll", "tokens")
         row["perplexity of text"] = math.exp(float(np.nanmean(loss))) if np.isfinite(loss).any() else None
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _read(told: Told, stage: str) -> str | None:
+    """How many held-out pairs there were, and of how many nothing is known: they are too long, or not finite."""
+    rows = list(told.of(stage, "preferences", told.study.seeds[0]).values())
+    read = [row["outcome"] for row in rows].count("read")
+    return f"{read} of {len(rows)}" if rows else None
 
 
 def claims(told: Told) -> pl.DataFrame:
@@ -95,7 +106,16 @@ def claims(told: Told) -> pl.DataFrame:
         found.append(tested(text, a, b, unit, text, direction=sign))
 
     pair("SFT lowers the loss of held-out responses", SFT, BASE, "responses", "nll", nats, -1, "nll_tokens")
-    text = "SFT teaches to stop: more replies end"
+    pair(
+        "SFT teaches to stop: behind a written response its end is likelier",
+        SFT,
+        BASE,
+        "responses",
+        "nll_end",
+        "nats",
+        -1,
+    )
+    text = f"After SFT more replies end within {told.study.new_tokens} tokens"
     found.append(tested(text, told.stopped(SFT), told.stopped(BASE), share, text, direction=1))
     right = told.array(DPO, "preferences", "correct")
     text = "DPO orders held-out pairs better than chance"

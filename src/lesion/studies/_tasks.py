@@ -110,6 +110,13 @@ def claims(told: Told) -> pl.DataFrame:
                 a, b = (told.array(task, way, metric, seeds) for way in (after, before))
                 text = f"{task}: {after} is better than {before}"
                 found.append(tested(text, a, b, unit, text, direction=1))
+                if any(row["nll_end"] is not None for row in told.of(task, before, seeds[0]).values()):  # it is written
+                    text = f"{task}: right answers, with their form and end, are likelier by {after} than by {before}"
+                    a, b = (
+                        told.array(task, way, "nll", seeds) / told.array(task, way, "nll_tokens", seeds)
+                        for way in (after, before)
+                    )
+                    found.append(tested(text, a, b, "nats a token", text, direction=-1))
     return decided(found)
 
 
@@ -163,13 +170,13 @@ def errors(told: Told) -> dict[str, pl.DataFrame]:
 
 
 def _by_length(task: str, way: str, rows: list[Row], metric: str) -> list[Row]:
-    ordered = sorted(rows, key=lambda row: len(row["asked"]))
+    ordered = sorted(rows, key=lambda row: row["asked_characters"])
     size = math.ceil(len(ordered) / GROUPS) or 1
     found = []
     for start in range(0, len(ordered), size):
         some = ordered[start : start + size]
         value = sum(float(row[metric]) for row in some) / len(some)
-        span = f"{len(some[0]['asked'])} to {len(some[-1]['asked'])}"
+        span = f"{some[0]['asked_characters']} to {some[-1]['asked_characters']}"
         found.append({"task": task, "way": way, "characters": span, "replies": len(some), "value": value})
     return found
 

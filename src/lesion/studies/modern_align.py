@@ -3,9 +3,9 @@
     subject → sft → dpo → finetune(arithmetic) → verifier
             → Task (responses, sums), Preference, Perplexity after each, and Verification at the end
 
-for seed. The verifier is trained on solutions that the solver itself wrote to problems to train on, and chooses among those that
-it wrote to others. Beside `dpo` stands a control that went on with `sft` for as many steps: what more training alone does to the
-margins.
+for seed. The verifier is trained on solutions that the solver itself wrote to problems that neither was trained on, and chooses
+among those that it wrote to others. Beside `dpo` stands a control that went on with `sft` for as many steps at dpo's rate: what
+more training alone does to the margins.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ STAGES = (BASE, SFT, DPO, CONTROL, SOLVER)
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "smollm2", "source": "packaged", "held_out": "austen", "precision": "bfloat16", "repeats": 1}
-    | {"sft_steps": 60, "dpo_steps": 40, "solver_steps": 60, "verifier_steps": 80, "batch": 4, "length": 384}
-    | {"cut": 160, "responses": 60, "new_tokens": 96, "problems": 80, "solved": 100, "documents": 8},
+    | {"sft_steps": 60, "dpo_steps": 60, "solver_steps": 60, "verifier_steps": 160, "batch": 4, "length": 384}
+    | {"cut": 160, "responses": 60, "new_tokens": 96, "problems": 80, "solved": 100},
     "smoke": {"subject": "tiny-llama", "source": "packaged", "held_out": "austen", "precision": "float32"}
     | {"sft_steps": 2, "dpo_steps": 2, "solver_steps": 200, "solver_lr": 5e-3, "verifier_steps": 4, "batch": 4}
-    | {"length": 256, "cut": 24, "responses": 3, "new_tokens": 8, "terms": 2, "largest": 6, "sums": 56, "problems": 12}
+    | {"length": 256, "cut": 24, "responses": 3, "new_tokens": 8, "terms": 2, "largest": 6, "sums": 20, "problems": 12}
     | {"solved": 10, "solutions": 4, "documents": 2, "warmup": 1},
 }
 
@@ -59,6 +59,9 @@ class ModernAlign(Study):
     smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="label smoothing of dpo")
     average: bool = Field(default=False, description="length-normalised dpo")
     cut: int = Field(default=0, ge=0, description="first so many tokens of a preferred or rejected reply; 0: all")
+    longest: int = Field(
+        default=1024, ge=2, description="tokens of a held-out pair's prompt and reply; longer ones are not read"
+    )
     solver_steps: int = Field(default=200, ge=1, description="steps on sums")
     solver_lr: float = Field(default=5e-5, gt=0, description="their learning rate")
     terms: int = Field(default=3, ge=2, description="numbers of a sum")
@@ -88,10 +91,12 @@ class ModernAlign(Study):
     def _tasks(self) -> dict[str, Any]:
         from lesion.tasks import Arithmetic, Instructions, Preferences
 
+        sums: dict[str, Any] = {"terms": self.terms, "largest": self.largest, "test": self.solved}
         return {
             "instructions": Instructions(source=self.source).pin(),
             "preferences": Preferences(source=self.source).pin(),
-            "sums": Arithmetic(terms=self.terms, largest=self.largest, train=self.sums, test=self.solved).pin(),
+            "sums": Arithmetic(**sums, train=self.sums, half=1).pin(),
+            "checked": Arithmetic(**sums, train=self.problems, half=2).pin(),  # sums that the solver was not trained on
         }
 
     @cached_property
@@ -110,7 +115,7 @@ class ModernAlign(Study):
         taught = base >> Sft(**how, task=tasks["instructions"], steps=self.sft_steps, lr=self.sft_lr)
         dpo: dict[str, Any] = {"beta": self.beta, "smoothing": self.smoothing, "average": self.average, "cut": self.cut}
         preferring = taught >> Dpo(**how, **dpo, task=tasks["preferences"], steps=self.dpo_steps, lr=self.dpo_lr)
-        more = {**how, "seed": seed + 1000}  # other rows than those it has seen
+        more = {**how, "seed": seed + 1000}  # the same examples in another order
         control = taught >> Sft(**more, task=tasks["instructions"], steps=self.dpo_steps, lr=self.dpo_lr)
         solver = preferring >> Finetune(**how, task=tasks["sums"], steps=self.solver_steps, lr=self.solver_lr)
         samples = Reading(trial=solver, measure=self.drawn("train", self.problems, seed))
@@ -123,7 +128,8 @@ class ModernAlign(Study):
         from lesion.measures import Task
 
         how: dict[str, Any] = {"part": part, "sample": problems, "repeats": self.solutions, "seed": seed}
-        return Task(task=self._tasks["sums"], **how, temperature=self.temperature, batch=64)
+        task = self._tasks["checked" if part == "train" else "sums"]
+        return Task(task=task, **how, temperature=self.temperature, batch=64)
 
     @cached_property
     def cells(self) -> dict[tuple[str, int], dict[str, Reading]]:
@@ -142,7 +148,7 @@ class ModernAlign(Study):
         }
         found: dict[tuple[str, int], dict[str, Reading]] = {}
         for seed, chain in self.chains.items():
-            prefer: dict[str, Any] = {"task": tasks["preferences"], "cut": self.cut, "length": self.length}
+            prefer: dict[str, Any] = {"task": tasks["preferences"], "cut": self.cut, "length": self.longest}
             for stage in STAGES:
                 if stage == BASE and seed != self.seeds[0]:
                     continue

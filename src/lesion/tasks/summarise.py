@@ -32,7 +32,7 @@ class Summarise(FromHub):
 
     def packaged(self) -> Mapping[Part, Sequence[Example]]:
         with packagedfiles.path(packagedfiles.SUMMARIES).open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+            rows = [row for line in lines if (row := json.loads(line))["document"].strip()]
         return divided([self._example(f"xsum/{r['id']}", r["document"], r["summary"]) for r in rows], TESTED)
 
     def of_hub(self, splits: Mapping[str, Any]) -> Mapping[Part, Sequence[Example]]:
