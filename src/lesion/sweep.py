@@ -50,7 +50,7 @@ class Sweep:
         them."""
         place = outcome.name, site, dose
         if place not in self._arrays:
-            items = self._items(outcome)
+            items = self.items(outcome)
             values = np.full((len(self.seeds), len(items)), np.nan)
             weights = np.zeros_like(values)
             for i, seed in enumerate(self.seeds):
@@ -63,7 +63,7 @@ class Sweep:
             self._arrays[place] = values, weights
         return self._arrays[place]
 
-    def _items(self, outcome: Outcome) -> list[str]:
+    def items(self, outcome: Outcome) -> list[str]:
         """Items that have a value in any undamaged cell or, where only damage has one, in any cell."""
         found: dict[str, None] = {}
         for whole in (True, False):
@@ -76,7 +76,7 @@ class Sweep:
         return list(found)
 
     def has(self, outcome: Outcome) -> bool:
-        return bool(self._items(outcome))
+        return bool(self.items(outcome))
 
     def point(self, outcome: Outcome, site: str, dose: float) -> dict[str, Any]:
         """The mean at one dose with its interval; of a relative outcome the change from the undamaged model."""
@@ -158,7 +158,7 @@ class Sweep:
             for site in self.sites:
                 if (t := self.threshold(o, site)) is None:
                     continue
-                half = self.half(o, site)
+                half, why = self.half(o, site)
                 rows.append(
                     {
                         "outcome": o.name,
@@ -173,17 +173,19 @@ class Sweep:
                         "items": t.items,
                         "seeds": t.seeds,
                         "note": t.reason,
+                        "ED50 note": why,
                     }
                 )
         return pl.DataFrame(rows, schema=THRESHOLDS)
 
-    def half(self, outcome: Outcome, site: str) -> dose_response.Fit | None:
-        """The dose of half effect; None where the response has no trend or too few doses."""
+    def half(self, outcome: Outcome, site: str) -> tuple[dose_response.Fit | None, str | None]:
+        """The dose of half effect, or None where the response has no trend or too few doses; and what there is to say of it."""
         strengths, change = self.change(outcome, site)
         try:
-            return dose_response.fit(strengths, change, purpose=outcome.name)
-        except ValueError:  # no trend, too few doses or items: said by the empty cell
-            return None
+            found = dose_response.fit(strengths, change, purpose=outcome.name)
+        except ValueError as error:
+            return None, str(error)
+        return found, found.reason
 
     def _dose(self, strength: float | None) -> float | None:
         """A strength in the unit of the doses."""
@@ -259,5 +261,5 @@ THRESHOLDS: dict[str, Any] = {
     **dict.fromkeys(("outcome", "site"), pl.String),
     **dict.fromkeys(("at d", "dose", "dose_low", "dose_high", "ED50", "ED50_low", "ED50_high"), pl.Float64),
     **dict.fromkeys(("items", "seeds"), pl.Int64),
-    "note": pl.String,
+    **dict.fromkeys(("note", "ED50 note"), pl.String),
 }

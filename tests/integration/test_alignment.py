@@ -1,16 +1,19 @@
 """The studies of tasks and alignment, and those that cross them with lesions, from the command line to the page."""
 
 import json
+import math
 
 import polars as pl
 import pytest
 
 from lesion.cli import run
+from lesion.studies import _resilience as say
 from lesion.studies.immunity import Immunity
 from lesion.studies.modern import Modern
 from lesion.studies.modern_align import ModernAlign
 from lesion.studies.modern_tasks import ModernTasks
 from lesion.studies.resilience import Resilience
+from lesion.sweep import Sweep
 
 QUIET = ["--verbosity", "quiet"]
 
@@ -70,11 +73,57 @@ def test_resilience_breaks_arms_that_differ_in_one_thing(tmp_path):
     assert run(["run", "resilience", "--tier", "smoke", "--lab", str(tmp_path), *QUIET]) == 0
     _, frames, _ = page(tmp_path, "resilience")
     assert frames["summary"]["arm"].to_list() == ["GQA", "MHA", "MoE", "monotone"]
-    assert len(frames["effects"]) == 12 and len(frames["claims"]) == 6
-    moved = frames["matched-damage"].filter(pl.col("σ") == 0.5)["relative change of what is damaged"]
-    assert len(moved) == 8 and moved.is_between(0.45, 0.55).all(), (
-        "one dose is the same share of the weights in all arms"
+    assert len(frames["effects"]) == 12 and len(frames["claims"]) == 7
+    moved = frames["change-of-the-weights"].filter(pl.col("σ") == 0.5)["relative change of what is damaged"]
+    assert len(moved) == 8 and moved.is_between(0.45, 0.55).all()
+    table = frames["summary"]
+    assert table["lost at 0.5"].is_between(-0.5, 1).all() and (table["lost at 3"] <= 1).all()
+    assert all((row["σ at half lost (ED50)"] is None) <= bool(row["why not"]) for row in table.to_dicts())
+
+
+def lost_share(loss, documents=8, seeds=3):
+    """A study and a sweep of made-up losses: {arm: {dose: nats, None for what is not finite}}."""
+    study = Resilience(tier="smoke", arms=tuple(loss), documents=documents, repeats=seeds)
+    doses = [0.0, *study.doses]
+    rows = {
+        (arm, dose, seed): {
+            "perplexity": {
+                f"d{i}": {
+                    "nll": None if (x := loss[arm][dose]) is None else 10 * (x + 0.01 * i + 0.02 * seed),
+                    "tokens": 10,
+                }
+                for i in range(documents)
+            }
+        }
+        for arm in loss
+        for dose in doses
+        for seed in study.seeds
+    }
+    return study, Sweep(study.arms, doses, study.seeds, rows)
+
+
+def test_what_is_lost_is_a_share_and_what_is_no_number_has_lost_all():
+    whole = math.log(512)
+    study, sweep = lost_share(
+        {"GQA": {0.0: 3.0, 0.5: 3.5, 1.0: 5.0, 3.0: 9.0}, "MHA": {0.0: 3.0, 0.5: 3.1, 1.0: 4.0, 3.0: None}}
     )
+    share = say.lost(study, sweep, "GQA")
+    assert share[0].max() == 0 and share[1].mean() == pytest.approx(0.5 / (whole - 3.055), rel=1e-2)
+    assert share[-1].min() == 1 == say.lost(study, sweep, "MHA")[-1].min()
+    table = {row["arm"]: row for row in say.summary(study, sweep).to_dicts()}
+    assert (table["GQA"]["not finite"], table["MHA"]["not finite"]) == (0, 24)
+    assert 0.5 < table["GQA"]["σ at half lost (ED50)"] < 1 < table["MHA"]["σ at half lost (ED50)"]
+    verdicts = dict(say.claims(study, sweep).select("claim", "verdict").rows())
+    assert [v for c, v in verdicts.items() if c.startswith("Noise of")] == ["supported"]
+    assert [v for c, v in verdicts.items() if "harder to break" in c] == ["supported"]
+
+
+def test_nothing_is_compared_where_the_control_has_not_lost_half():
+    kinds = {0.0: 3.0, 0.5: 3.0, 1.0: 3.1, 3.0: 3.2}
+    study, sweep = lost_share({"GQA": kinds, "MHA": kinds})
+    found = say.claims(study, sweep)
+    assert found["verdict"].to_list() == ["contradicted", "not tested", "not tested"]
+    assert "has not lost half at any dose" in found["note"][1]
 
 
 def test_immunity_reads_every_arm_before_and_after(tmp_path):
@@ -86,7 +135,11 @@ def test_immunity_reads_every_arm_before_and_after(tmp_path):
     assert table["int8"]["random poison into adapters"] is not None and table["int8"]["random poison"] is None
     assert table["monotone"]["random poison, constraint held"] is not None
     assert table["plain"]["random poison"] > 0, "poison does harm, or shields could not be seen"
-    assert sum("shields against" in claim for claim in frames["claims"]["claim"]) == 9
+    assert sum("shields against" in claim for claim in frames["claims"]["claim"]) == 12
+    claims = {row["claim"]: row for row in frames["claims"].to_dicts()}
+    assert sum(claim.startswith("Poison (") for claim in claims) == 6, (
+        "a positive control for every control that is used"
+    )
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def _order(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     found = []
     for site in sweep.sites:
         for first, second in itertools.pairwise(there):
-            a, b = sweep.half(first, site), sweep.half(second, site)
+            (a, _), (b, _) = sweep.half(first, site), sweep.half(second, site)
             said = f"{first.name} fails before {second.name} under damage to {site}"
             row: dict[str, Any] = {"claim": said, "unit": "log of a ratio of ED50s"}
             if a is None or b is None or a.ed50 is None or b.ed50 is None:

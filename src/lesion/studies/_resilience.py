@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lesion.claiming import decided, tested, the_same
+from lesion.claiming import averaged, decided, tested, the_same, untested
+from lesion.doses import Threshold, threshold
 from lesion.outcomes import of_perplexity
 from lesion.report.page import GENERATIONS
 from lesion.trial import Row
@@ -33,56 +34,99 @@ CALLED = {
     "DPO": "A decoder trained on preferences",
 }
 # what an arm of training is compared with, where that is there
-AGAINST = {"SFT": "more text", "more SFT": "more text", "DPO": "more SFT", "monotone": "more text"}
+AGAINST = {"SFT": "more text", "more SFT": "SFT", "DPO": "more SFT", "monotone": "more text"}
+HALF, TENTH = 0.5, 0.1
+SHARE = "share of what there is to lose"
 
 
 def nothing() -> pl.DataFrame:
     return pl.DataFrame(schema=GENERATIONS)
 
 
-def mean_rise(study: Resilience, sweep: Sweep, arm: str) -> Array:
-    """The mean over doses of (loss − undamaged loss) / (ln V − undamaged loss), [seeds, documents]: the share of what there is to
-    lose until all ids are equally likely. A model that is bad already has less to lose, and would look hard to break in nats."""
+def lost(study: Resilience, sweep: Sweep, arm: str) -> Array:
+    """(loss − undamaged loss) / (ln V − undamaged loss), at most 1: [doses with 0, seeds, documents], the share of what there is
+    to lose until all ids are equally likely. A model that is bad already has less to lose, and would look hard to break in nats;
+    what is worse than chance, or no number any more, has lost everything and nothing beyond."""
     (o,) = OUTCOMES
-    _, change = sweep.change(o, arm)
-    room = math.log(study.vocabulary) - sweep.array(o, arm, 0.0)[0]
-    return np.asarray(change[1:].mean(0) / np.where(room > 0, room, np.nan), float)  # missing where a dose is
+    whole = sweep.array(o, arm, 0.0)[0]
+    room = np.where(math.log(study.vocabulary) > whole, math.log(study.vocabulary) - whole, np.nan)
+    found = []
+    for dose in sweep.doses:
+        here = sweep.array(o, arm, dose)[0]
+        gone = not_finite(sweep, arm, dose)
+        found.append(np.where(gone, 1.0, np.minimum((here - whole) / room, 1.0)))
+    return np.array(found)
 
 
-def summary(sweep: Sweep) -> pl.DataFrame:
+def not_finite(sweep: Sweep, arm: str, dose: float) -> NDArray[np.bool_]:
+    """[seeds, documents] that were read and have no finite loss."""
+    (o,) = OUTCOMES
+    read = [sweep.rows.get((arm, dose, seed), {}).get(o.measure, {}) for seed in sweep.seeds]
+    return np.array([[item in rows and o.value(rows[item]) is None for item in sweep.items(o)] for rows in read])
+
+
+def reached(study: Resilience, sweep: Sweep, arm: str, share: float) -> Threshold | None:
+    """The σ at which an arm has lost so much, as `threshold` finds it; None where too few documents have a value at all doses."""
+    values = lost(study, sweep, arm)
+    if (~np.isnan(values)).any(1).all(0).sum() < 2:
+        return None
+    return threshold(sweep.doses, values, share, "raw", purpose=f"resilience {arm}")
+
+
+def at(sweep: Sweep, values: Array, sigma: float) -> Array:
+    """Values [doses, seeds, documents] at a σ between two doses: a straight line between the neighbours, document by document."""
+    after = int(np.clip(np.searchsorted(sweep.doses, sigma), 1, len(sweep.doses) - 1))
+    low, high = sweep.doses[after - 1], sweep.doses[after]
+    share = (sigma - low) / (high - low)
+    return np.asarray(values[after - 1] * (1 - share) + values[after] * share, float)
+
+
+def summary(study: Resilience, sweep: Sweep) -> pl.DataFrame:
     (o,) = OUTCOMES
     rows = []
     for arm in sweep.sites:
         whole, weights = sweep.array(o, arm, 0.0)
         row: Row = {"arm": arm, "seeds": whole.shape[0], "documents": whole.shape[1]}
         there = np.isfinite(whole)
-        loss = float((whole[there] * weights[there]).sum() / weights[there].sum()) if there.any() else None
-        row["loss undamaged"] = loss
-        half = sweep.half(o, arm) if there.any() else None
-        row |= {"ED50 of σ": half.ed50 if half else None}
-        row |= {"ED50 of σ_low": half.low if half else None, "ED50 of σ_high": half.high if half else None}
-        for dose in sweep.doses[1:]:
-            point = sweep.point(o, arm, dose)
-            name = f"× perplexity at {dose:g}"
-            row |= {name: point["value"], f"{name}_low": point["low"], f"{name}_high": point["high"]}
+        row["loss undamaged"] = (
+            float((whole[there] * weights[there]).sum() / weights[there].sum()) if there.any() else None
+        )
+        for share, name in ((HALF, "σ at half lost (ED50)"), (TENTH, "σ at a tenth lost")):
+            found = reached(study, sweep, arm, share)
+            ends = (found.dose, found.low, found.high) if found else (None, None, None)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+            row["why not" if share == HALF else "why not a tenth"] = found.reason if found else "too few documents"
+        for dose, values in zip(sweep.doses[1:], lost(study, sweep, arm)[1:], strict=True):
+            row |= averaged(values, f"lost at {dose:g}")
+        row["not finite"] = int(sum(not_finite(sweep, arm, dose).sum() for dose in sweep.doses))
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def claims(study: Resilience, sweep: Sweep) -> pl.DataFrame:
-    """Of each arm whether it loses less than the one that it differs from, and whether it loses the same within the margin."""
+    """First that noise breaks the plain arm at all; then of each arm, at the σ that costs the one it differs from half of what
+    that has to lose, whether it has lost less, and whether it has lost the same."""
     from lesion.studies.resilience import PLAIN
 
-    unit, found = "share of what there is to lose, mean over doses", []
+    strongest = lost(study, sweep, PLAIN)[-1]
+    text = f"Noise of σ = {sweep.doses[-1]:g} costs {PLAIN} more than half of what it has to lose"
+    found = [tested(text, strongest, np.full_like(strongest, HALF), SHARE, text, direction=1)]
     for arm in sweep.sites:
         if arm == PLAIN:
             continue
         other = AGAINST.get(arm, PLAIN) if AGAINST.get(arm) in sweep.sites else PLAIN
-        mine, theirs = mean_rise(study, sweep, arm), mean_rise(study, sweep, other)
-        text = f"{CALLED[arm]} is harder to break than {other}"
-        found.append(tested(text, mine, theirs, unit, text, direction=-1, smallest=study.margin))
-        text = f"{arm} breaks as {other} does, within {study.margin:g} of what there is to lose"
-        found.append(the_same(text, mine, theirs, unit, study.margin))
+        harder = f"{CALLED[arm]} is harder to break than {other}: it has lost less where that has lost half"
+        alike = (
+            f"{arm} breaks as {other} does, within {study.margin:g} of what there is to lose, where that has lost half"
+        )
+        level = reached(study, sweep, other, HALF)
+        if level is None or level.dose is None:
+            why = f"{other} has not lost half at any dose tested"
+            found += [untested(harder, SHARE, why), untested(alike, SHARE, why)]
+            continue
+        mine, theirs = (at(sweep, lost(study, sweep, which), level.dose) for which in (arm, other))
+        found.append(tested(harder, mine, theirs, SHARE, harder, direction=-1, smallest=study.margin))
+        found.append(the_same(alike, mine, theirs, SHARE, study.margin))
     return decided(found)
 
 
@@ -111,20 +155,23 @@ def tables(study: Resilience, sweep: Sweep, store: Store) -> dict[str, pl.DataFr
         if dose and state:
             share = state["ledger"][-1]["facts"]["relative_change"]
             moved.append({"arm": arm, "σ": dose, "seed": seed, "relative change of what is damaged": share})
-    made = {"effects": sweep.effects(OUTCOMES), "thresholds": sweep.thresholds(OUTCOMES)}
+    made = {"effects": sweep.effects(OUTCOMES)}
     if moved:
-        made["matched damage"] = pl.DataFrame(moved, infer_schema_length=None)
+        made["change of the weights"] = pl.DataFrame(moved, infer_schema_length=None)
     return made
 
 
 def notes(study: Resilience) -> list[str]:
     said = [
-        "Every arm is compared with itself undamaged, document by document; arms are compared in that rise as a share of what "
-        "each has to lose (from its undamaged loss to ln V), averaged over the doses tested. Intervals: "
-        "95 %, crossed over trainings and documents; p values are corrected after Holm.",
-        "Noise multiplies each weight by 1 + σz: one dose is the same share of every weight in all arms.",
-        "Monotone and SFT are compared with “more text”, DPO with “more SFT”: trained on for as many steps, where those arms are "
-        "there. Steps are matched and tokens are not: rows of replies are longer and fewer.",
+        "Every arm is compared with itself undamaged, document by document, in the share that it has lost of what it has to "
+        "lose: from its undamaged loss to ln V, where all ids are equally likely. What is worse than that, or not finite, has "
+        "lost all of it. Intervals: 95 %, crossed over trainings and documents; p values are corrected after Holm.",
+        "Noise multiplies each weight by 1 + σz: one dose is the same share of every weight in all arms. Damage is matched at "
+        "the σ at which the arm that another is compared with has lost half.",
+        "Monotone and SFT are compared with “more text”: as many steps at one rate, though rows of replies are longer and fewer. "
+        "“more SFT” has the steps, rate and batch of DPO, and is compared with SFT; DPO with it.",
+        "Documents are read in one window. The decoder with sink tokens reads one id more, its sink, and its first token of text "
+        "is scored.",
     ]
     if study.repeats < 3:
         said.append("Fewer than three trainings of each: intervals hardly speak of another training.")

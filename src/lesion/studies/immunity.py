@@ -7,7 +7,7 @@
     subject → precision(int8)                     quantised; poison then trains adapters beside the codes
 
     arm → [release | lora] → poison(random | text) → Perplexity, against the same arm before
-    arm                                           → Hotflip (iterative, and random flips as control)
+    arm                                           → Hotflip (iterative; as many trials without gradients; random flips)
 
 A constraint scales every update by the size of its weight, which alone would shield; so a monotone model is released before
 it is poisoned, and "held" poison of the constrained one stands beside. For arm × seed. Every arm is compared with itself
@@ -35,9 +35,9 @@ CODED = ("int8", "nf4")
 POISONS = {"random": "random-repeated", "text": "text-repeated"}
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
-    "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 16, "tokens": 128}
-    | {"steps": 80, "batch": 8, "length": 96, "lr": 1e-3, "poison_steps": 60, "poison_lr": 3e-4, "attacked": 10}
-    | {"flips": 4, "candidates": 16, "repeats": 3, "precision": "bfloat16"},
+    "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
+    | {"steps": 80, "batch": 8, "length": 96, "lr": 1e-3, "poison_steps": 60, "poison_lr": 3e-4, "attacked": 24}
+    | {"flips": 4, "candidates": 16, "repeats": 5, "precision": "bfloat16"},
     "smoke": {"subject": "tiny-llama", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 32}
     | {"steps": 3, "batch": 2, "length": 24, "lr": 1e-2, "poison_steps": 3, "poison_length": 12, "poison_lr": 1e-2}
     | {"attacked": 3, "prompt": 12, "target": 6, "flips": 2, "candidates": 4, "repeats": 2, "precision": "float32"},
@@ -84,6 +84,8 @@ class Immunity(Study):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if self.corpus == self.held_out:
+            raise ValueError(f"{self.corpus!r} would be trained on and read: corpus and held_out must be two corpora")
         if odd := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(ARMS)}")
         if PLAIN not in self.arms or len(set(self.arms)) < len(self.arms):
@@ -130,7 +132,7 @@ class Immunity(Study):
         for name, seed in itertools.product(self.arms, self.seeds):
             trial = self.arm(name, seed)
             found[name, "nothing", seed] = {"loss": Reading(trial=trial, measure=self._loss)}
-            for manner in ("iterative", "random"):
+            for manner in ("iterative", "query", "random"):
                 attack = Hotflip(manner=manner, seed=seed, **how).pin()
                 found[name, "nothing", seed][manner] = Reading(trial=trial, measure=attack)
             adapted = Lora(rank=self.rank, seed=seed)

@@ -5,8 +5,8 @@
     scratch (GQA) → pretrain → heal | sft | sft → dpo        the same: trained on, instructed, preferring
 
 for arm × σ × seed. Arms differ in one thing: those of architecture from the plain one in that, those of training in what came
-after. Noise is relative to each weight, so the damage of one dose is the same share of every weight in all arms, and what it
-did to the loss is compared within each arm, against the same arm undamaged, on the same tokens' documents.
+after. Noise is relative to each weight. What it did to the loss is compared within each arm, against the same arm undamaged, as a
+share of what that has to lose; and between arms at matched damage, where the one that an arm differs from has lost half.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PLAIN = "GQA"
 ARMS = (PLAIN, "MHA", "MoE", "sink tokens", "sink logits", "monotone", "more text", "SFT", "more SFT", "DPO")
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
-    "small": {"size": "small", "vocabulary": 1024, "steps": 400, "batch": 16, "length": 128, "lr": 4e-3, "later": 100}
-    | {"documents": 16, "precision": "bfloat16", "repeats": 3, "doses": (0.1, 0.2, 0.35, 0.6, 1.0)},
+    "small": {"size": "small", "vocabulary": 1024, "steps": 300, "batch": 16, "length": 128, "lr": 4e-3, "later": 80}
+    | {"precision": "bfloat16", "repeats": 5},
     "smoke": {"size": "smoke", "vocabulary": 512, "steps": 10, "batch": 4, "length": 48, "lr": 1e-2, "later": 3}
-    | {"documents": 3, "precision": "float32", "repeats": 2, "doses": (0.2, 0.5, 1.0), "warmup": 2}
+    | {"documents": 3, "precision": "float32", "repeats": 2, "doses": (0.5, 1.0, 3.0), "warmup": 2}
     | {"arms": (PLAIN, "MHA", "MoE", "monotone")},
 }
 
@@ -54,13 +54,17 @@ class Resilience(Study):
     steps: int = Field(default=2000, ge=1, description="steps of pretraining")
     later: int = Field(default=400, ge=1, description="steps of whatever comes after it")
     batch: int = Field(default=16, ge=1, description="rows of a step")
-    lr: float = Field(default=2e-3, gt=0, description="learning rate of pretraining; what comes after has a tenth")
+    lr: float = Field(
+        default=2e-3,
+        gt=0,
+        description="learning rate of pretraining; what comes after has a tenth, and after that a hundredth",
+    )
     warmup: int = Field(default=30, ge=0, description="steps over which it rises")
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of training")
     experts: int = Field(default=4, ge=2, description="experts of MoE, two a token")
     site: str = Field(default="attention+mlp", description="what is damaged")
     doses: tuple[float, ...] = Field(
-        default=(0.05, 0.1, 0.2, 0.35, 0.6, 1.0), min_length=3, description="σ of multiplicative noise"
+        default=(0.35, 0.6, 1.0, 1.5, 2.0, 3.0), min_length=3, description="σ of multiplicative noise"
     )
     margin: float = Field(
         default=0.02, gt=0, description="share of what there is to lose: a smaller difference is called none"
@@ -75,6 +79,8 @@ class Resilience(Study):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         shape(self.size)
+        if self.corpus == self.held_out:
+            raise ValueError(f"{self.corpus!r} would be trained on and read: corpus and held_out must be two corpora")
         if odd := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(ARMS)}")
         if PLAIN not in self.arms or len(set(self.arms)) < len(self.arms):
@@ -127,12 +133,10 @@ class Resilience(Study):
             return (born >> Heal(**text)).pin()
         if arm in ("SFT", "more SFT", "DPO"):
             taught = born >> Sft(**replies, task=self._tasks["sft"])
-            if arm == "SFT":
-                return taught.pin()
+            more: dict[str, Any] = {**replies, "lr": self.lr / 100, "batch": max(1, self.batch // 4)}
             if arm == "more SFT":
-                return (taught >> Sft(**{**replies, "seed": seed + 1000}, task=self._tasks["sft"])).pin()
-            prefer: dict[str, Any] = {**replies, "lr": self.lr / 100, "batch": max(1, self.batch // 4), "cut": 128}
-            return (taught >> Dpo(**prefer, task=self._tasks["dpo"])).pin()
+                return (taught >> Sft(**{**more, "seed": seed + 1000}, task=self._tasks["sft"])).pin()
+            return (taught >> Dpo(**more, cut=128, task=self._tasks["dpo"]) if arm == "DPO" else taught).pin()
         return born
 
     @cached_property
@@ -141,8 +145,11 @@ class Resilience(Study):
         from lesion.measures import Perplexity
         from lesion.steps import Noise
 
-        text: dict[str, Any] = {"corpus": self.held_out, "documents": self.documents}
-        read = Perplexity(**text, tokens=4 * self.length, window=self.length, stride=self.length // 2).pin()
+        # One window a document, and one id fewer than a row of training: so a decoder with sink tokens, whose window rolls,
+        # reads in the way the others do.
+        tokens = self.length - 1
+        text: dict[str, Any] = {"corpus": self.held_out, "documents": self.documents, "tokens": tokens}
+        read = Perplexity(**text, window=tokens, stride=tokens // 2).pin()
         found: dict[tuple[str, float, int], dict[str, Reading]] = {}
         for (arm, seed), trial in self.whole.items():
             for dose in (0.0, *self.doses):
@@ -152,6 +159,13 @@ class Resilience(Study):
 
     def readings(self) -> list[Reading]:
         return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
+
+    def check(self, store: Store) -> None:
+        """Looks at the outline of each arm's decoder: is there what is to be damaged?"""
+        from lesion.sites import resolve
+
+        for subject in {trial.subject.key: trial.subject for trial in self.whole.values()}.values():
+            resolve(subject.outline(), self.site)
 
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _resilience as say
@@ -165,7 +179,7 @@ class Resilience(Study):
                 f"for arm in {', '.join(self.arms)}",
                 f"for σ in {', '.join(f'{dose:g}' for dose in self.doses)}; seed in {', '.join(map(str, self.seeds))}",
             ],
-            summary=say.summary(sweep),
+            summary=say.summary(self, sweep),
             curves=sweep.curves(say.OUTCOMES),
             generations=say.nothing(),
             claims=say.claims(self, sweep),
