@@ -27,6 +27,8 @@ NOTES = [
     "matched: the baseline with noise of the dose at which its clean loss on the held-out text is that of the main constraint. "
     "Robust and already bad look the same without it. What is attacked is a part of that text: a claim says whether the two are "
     "alike there.",
+    "What hardly reads its prompt cannot be attacked through it: a claim says whether random flips, too, do less to the main "
+    "constraint. Where they do, less harm by an attack is what a loss of function looks like, at whatever clean loss.",
     "Flips are such that the text, written out and read again, is the same tokens. HotFlip re-ranks by true loss, “without "
     "gradients” tries as many at random; “random, best draw” is the best of eight, of the baseline and of the main constraint. "
     "A trigger stands beside a random string of its length.",

@@ -96,6 +96,8 @@ def _attacks(one: Told) -> list[dict[str, Any]]:
             rows.append(untested(text, NATS, "not both were read on the same seeds"))
     text = f"As described, one-shot HotFlip succeeds less often at 15 % on {main} than on the baseline"
     rows.append(_paired(one, text, (main, "described", succeeds), (BASELINE, "described", succeeds), unit="share"))
+    text = f"{main} reads its prompt less than the baseline: random flips, on average, raise its loss less"
+    rows.append(_paired(one, text, (main, "random", mean_draw), (BASELINE, "random", mean_draw)))
     text = "One-shot HotFlip, as described, does more to the baseline than random flips do on average"
     rows.append(_paired(one, text, (BASELINE, "described", rise), (BASELINE, "random", mean_draw), 1))
     return rows
