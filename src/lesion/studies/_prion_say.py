@@ -79,6 +79,15 @@ def falls(runs: Runs, subject: str, arm: str, name: str = "rank", text: str | No
     return _against(runs, subject, arm, None, said, name, sign)
 
 
+def collapses(runs: Runs, subject: str, arm: str, text: str | None = None) -> list[Claim]:
+    """That the rank falls: as it is defined here, and by the described definition, which may say the opposite."""
+    said = text or f"{arm} lowers the rank of {subject}"
+    return [
+        falls(runs, subject, arm, "rank", said),
+        falls(runs, subject, arm, "described rank", f"{said}, by the described definition"),
+    ]
+
+
 def less(
     runs: Runs, subject: str, one: str, other: str, text: str, name: str = "rank", given: Given | None = None
 ) -> Claim:

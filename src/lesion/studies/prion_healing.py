@@ -102,7 +102,7 @@ class PrionHealing(Prion):
 
         s, sick = self.subject, "poisoned"
         found = [
-            say.falls(runs, s, sick, text=f"The catalyst lowers the rank of {s}"),
+            *say.collapses(runs, s, sick, f"The catalyst lowers the rank of {s}"),
             say.falls(runs, s, sick, "loss", f"The catalyst raises the loss of {s}", 1),
         ]
         for rate in self.rates:

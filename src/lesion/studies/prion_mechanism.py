@@ -127,7 +127,7 @@ class PrionMechanism(Prion):
 
         s, unit = self.subject, "ln of the ratio of gains, flat against steep"
         found = [
-            say.falls(runs, s, "adamw", text="AdamW lowers the rank"),
+            *say.collapses(runs, s, "adamw", "AdamW lowers the rank"),
             say.nothing(runs, s, "sgd", self.margin),
             say.less(
                 runs,

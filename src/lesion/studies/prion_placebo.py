@@ -114,7 +114,7 @@ class PrionPlacebo(Prion):
         found = []
         for subject in runs.subjects:
             here = runs.arms(subject)
-            found.append(say.falls(runs, subject, EIGEN))
+            found += say.collapses(runs, subject, EIGEN)
             for arm in here:
                 if arm != EIGEN:
                     text = f"{EIGEN} lowers the rank of {subject} more than {arm}"

@@ -185,7 +185,7 @@ class PrionScaling(Prion):
             row = say.taking(runs, largest, {**row, "note": slope["note"]}, (EIGEN, name, -1))
             every = [runs.array(size, EIGEN, name) for size in self.sizes]
             found.append(say.noted(runs, largest, [EIGEN], row, np.concatenate(every, 1)))
-        found += [say.falls(runs, size, EIGEN) for size in self.sizes]
+        found += [claim for size in self.sizes for claim in say.collapses(runs, size, EIGEN)]
         from lesion.studies._prion_strings import flatter
 
         for size in self.sizes:

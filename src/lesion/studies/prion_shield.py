@@ -96,7 +96,7 @@ class PrionShield(Prion):
         from lesion.studies import _prion_say as say
 
         s = self.subject
-        found = [say.falls(runs, s, arm) for arm in self.arms if arm.endswith("full")]
+        found = [claim for arm in self.arms if arm.endswith("full") for claim in say.collapses(runs, s, arm)]
         pairs = (
             ("bf16 lora", "int8 lora", "int8 shields: adapters on it lower the rank less than on bfloat16"),
             ("bf16 lora", "nf4 lora", "nf4 shields: adapters on it lower the rank less than on bfloat16"),
