@@ -38,13 +38,10 @@ def the_same(text: str, after: Array, before: Array, unit: str, margin: float) -
         return untested(text, unit, f"only {count} items can be compared")
     e = equivalent(after, before, margin)
     said = {"equivalent": "supported", "different": "contradicted"}.get(e.verdict, "inconclusive")
-    within = abs(e.value) <= margin
-    row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit}
+    p, test = (e.p, "two one-sided t tests") if abs(e.value) <= margin else (e.beyond, "t test beyond the margin")
+    row: dict[str, Any] = {"effect": e.value, "low": e.low, "high": e.high, "unit": unit, "p": p}
     row |= {"items": count, "seeds": int(np.isfinite(after - before).any(1).sum())}
-    row |= (
-        {"p": e.p, "test": "two one-sided t tests"} if within else {"p": e.beyond, "test": "t test beyond the margin"}
-    )
-    return {"claim": text, **row, "test": f"{row['test']}, interval at 90 %", "verdict": said}
+    return {"claim": text, **row, "test": f"{test}, interval at 90 %", "verdict": said}
 
 
 def untested(text: str, unit: str, why: str) -> dict[str, Any]:
@@ -57,12 +54,12 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
     for row, p in zip(rows, holm([row.get("p") for row in rows]), strict=True):
         direction, smallest = row.pop("direction", 1), row.pop("smallest", 0.0)
         row["p_holm"] = p
-        if p is not None and p >= ALPHA and "verdict" in row:  # an equivalence, before its correction
-            row["verdict"] = "inconclusive"
         if "verdict" not in row:
             row["verdict"] = verdict(
                 row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]
             )
+        elif p is not None and p >= ALPHA:  # an equivalence, whose verdict was before its correction
+            row["verdict"] = "inconclusive"
     return pl.DataFrame(rows, schema=CLAIMS)
 
 

@@ -215,11 +215,14 @@ class Sweep:
 
     def at(self, outcome: Outcome, site: str, strength: float) -> Array:
         """Values [seeds, items] at a strength between two doses: a straight line between the neighbours, item by item."""
+        return self.between([self.array(outcome, site, dose)[0] for dose in self.doses], strength)
+
+    def between(self, values: Sequence[Array] | Array, strength: float) -> Array:
+        """The same of any values, one array for each dose."""
         strengths = self._strengths
         after = int(np.clip(np.searchsorted(strengths, strength), 1, len(strengths) - 1))
         share = (strength - strengths[after - 1]) / (strengths[after] - strengths[after - 1])
-        a, b = (self.array(outcome, site, self.doses[i])[0] for i in (after - 1, after))
-        return a * (1 - share) + b * share
+        return np.asarray(values[after - 1] * (1 - share) + values[after] * share, float)
 
     def heat(self, outcomes: Sequence[Outcome], strengths: Mapping[str, float | None], note: str) -> pl.DataFrame:
         """Signed d of every outcome for every site, each at its own strength (None: no cell)."""

@@ -73,14 +73,6 @@ def reached(study: Resilience, sweep: Sweep, arm: str, share: float) -> Threshol
     return threshold(sweep.doses, values, share, "raw", purpose=f"resilience {arm}")
 
 
-def at(sweep: Sweep, values: Array, sigma: float) -> Array:
-    """Values [doses, seeds, documents] at a σ between two doses: a straight line between the neighbours, document by document."""
-    after = int(np.clip(np.searchsorted(sweep.doses, sigma), 1, len(sweep.doses) - 1))
-    low, high = sweep.doses[after - 1], sweep.doses[after]
-    share = (sigma - low) / (high - low)
-    return np.asarray(values[after - 1] * (1 - share) + values[after] * share, float)
-
-
 def summary(study: Resilience, sweep: Sweep) -> pl.DataFrame:
     (o,) = OUTCOMES
     rows = []
@@ -124,7 +116,7 @@ def claims(study: Resilience, sweep: Sweep) -> pl.DataFrame:
             why = f"{other} has not lost half at any dose tested"
             found += [untested(harder, SHARE, why), untested(alike, SHARE, why)]
             continue
-        mine, theirs = (at(sweep, lost(study, sweep, which), level.dose) for which in (arm, other))
+        mine, theirs = (sweep.between(lost(study, sweep, which), level.dose) for which in (arm, other))
         found.append(tested(harder, mine, theirs, SHARE, harder, direction=-1, smallest=study.margin))
         found.append(the_same(alike, mine, theirs, SHARE, study.margin))
     return decided(found)
