@@ -215,6 +215,20 @@ def test_what_goes_the_other_way_is_refuted_whether_the_first_fell_or_not():
         assert found["verdict"][0] == "contradicted"
 
 
+@pytest.mark.parametrize(
+    ("sick", "mended", "said"), [(2, 0.1, "supported"), (-2, 0.1, "supported"), (2, 4, "contradicted")]
+)
+def test_healing_brings_a_rank_nearer_from_whichever_side(sick, mended, said):
+    asked = PrionHealing(tier="smoke", runs=10)
+    arms = {"poisoned": spread(sick)}
+    for rate in asked.rates:
+        arms |= {f"poisoned, healed at {rate:g}": spread(mended), f"undamaged, healed at {rate:g}": spread(0.0)}
+    runs = Invented(**{arm: {"rank": v, "described rank": v, "loss": spread(0.1)} for arm, v in arms.items()})
+    runs.arms = lambda subject: list(arms)
+    found = decided(asked._claims(runs)).filter(pl.col("claim").str.contains("nearer"))
+    assert found["verdict"].to_list() == [said] * len(asked.rates)
+
+
 def test_a_change_within_the_margin_is_no_collapse_and_nothing_at_once():
     runs = Invented(a={"rank": spread(-0.3)}, margin=1.0)
     found = decided([say.falls(runs, "m", "a"), say.nothing(runs, "m", "a", 1.0)])

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from lesion.studies._prion import EIGEN, Prion, Runs
@@ -113,8 +114,10 @@ class PrionHealing(Prion):
             found.append(say.more(runs, s, mended, well, text, given=(sick, "loss", 1)))
             text = f"Reversible: healed at {rate:g}, the rank is that of the undamaged, within {self.margin:g} %"
             found.append(say.alike(runs, s, mended, well, text, self.margin))
-            text = f"Reversible: healing at {rate:g} raises the rank of the poisoned"
-            found.append(say.more(runs, s, mended, sick, text, "rank", given=(sick, "rank", -1)))
+            text = f"Reversible: healing at {rate:g} brings the rank of the poisoned nearer to that of the undamaged"
+            apart = np.abs(runs.array(s, mended, "rank") - runs.array(s, well, "rank"))
+            before = np.abs(runs.array(s, sick, "rank"))  # in per cent of the undamaged's
+            found.append(say.compared(runs, s, [sick, mended, well], text, apart, before, say.PERCENT, -1))
             text = f"Healing at {rate:g} lowers the loss of the poisoned more than that of the undamaged"
             fell, anyway = runs.array(s, mended, "loss") - runs.array(s, sick, "loss"), runs.array(s, well, "loss")
             found.append(say.compared(runs, s, [sick, mended, well], text, fell, anyway, say.NATS, -1))
