@@ -74,7 +74,8 @@ def print_claims(claims: pl.DataFrame) -> None:
             interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
             said.append(f"{row['effect']:+.3g}{interval} {row['unit']}")
         if row["items"] is not None:
-            said.append(f"n = {row['items']} items × {row['seeds']} seeds")
+            seeds = "" if row["seeds"] is None else f" × {row['seeds']} seeds"
+            said.append(f"n = {row['items']} items{seeds}")
         if row["p"] is not None:
             said.append(f"{row['test']}, p = {row['p']:.2g}, after Holm {row['p_holm']:.2g}")
         if row["power"] is not None:

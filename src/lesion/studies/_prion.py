@@ -153,11 +153,12 @@ class Prion(Study):
         told = {"statistics": statistics, **self._told(runs)}
         made = written.files(self, runs, store, self.files[0], claims, told) | {f"{self.files[1]}.png": drawing.png}
         question, sentences = self._asks()
+        curves = self._curves(runs)
         return Answer(
             question=question,
             sentences=[*sentences, f"for seed in {self.seeds[0]} … {self.seeds[-1]}"],
             summary=say.summary(runs),
-            curves=self._curves(runs),
+            curves=curves,
             generations=pl.DataFrame(schema=GENERATIONS),
             claims=claims,
             notes=[*say.NOTES, *self.noted, *say.few_rows(runs), *self.said_of_missing(store)],
@@ -168,7 +169,7 @@ class Prion(Study):
                 "statistics of groups": written.table(self, statistics),
             },
             files=made,
-            drawings=[drawing],
+            drawings=[] if len(curves) else [drawing],  # which is one of the curves, where there are any
             words=self.called,
         )
 

@@ -32,7 +32,8 @@ NOTES = [
     "A run is one seed: its catalyst, its data and their order. Arms of one seed are paired; the items that n counts are runs. "
     "Runs that diverged are counted; a claim of which a run has no number is called inconclusive. With fewer than six pairs no "
     "direction can be told at p < .05, so it is not asked for. A change of the rank that lies within the margin is called none.",
-    "Flat is what is off the steep eigenvectors; a flat share near 1 is common, so random tokens and text stand beside it.",
+    "Flat is what is off the steep eigenvectors; of a string's gradient most is, so the table has the steep share, which is the "
+    "rest, and claims compare with random tokens and text.",
 ]
 
 
@@ -52,7 +53,7 @@ def summary(runs: Runs) -> pl.DataFrame:
                 values = known(runs.array(subject, arm, name))
                 row |= _with_interval(name, values)
             row["displacement"] = _mean([r["displacement"] for r in here])
-            row["flat share"] = _mean([r["flat share"] for r in here])
+            row["steep share"] = _mean([None if (flat := r["flat share"]) is None else 1 - flat for r in here])
             row["diverged"] = sum(r["ended"] == "diverged" for r in here)
             rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)

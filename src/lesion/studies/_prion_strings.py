@@ -30,17 +30,21 @@ def flatter(runs: Runs, subject: str) -> list[dict[str, Any]]:
 
 
 def alignment(runs: Runs) -> pl.DataFrame:
-    """A row for each string that was sought, beside its controls."""
+    """A row for each string that was sought, beside its controls. Of a gradient the steep share is what is not flat."""
     rows = []
     for (subject, arm, seed), reading in runs.strings.items():
         if not (said := _measured(runs, reading)):
             continue
         best = said["catalyst"]
         row: dict[str, Any] = {"subject": subject, "arm": arm, "seed": seed, "objective": best["objective"]}
-        row |= {"flat share": best["flat_share"], "of its start": best["start_share"], "loss": best["loss"]}
-        for kind in ("random", "text"):
-            row[f"flat share, {kind}"] = _control(said, kind)
-        row |= {"changed tokens": best["changed"], "directions": best["directions"], "text": best["text"][:60]}
+        row |= {"steep share": 1 - best["flat_share"], "of its start": 1 - best["start_share"]}
+        row |= {"of random tokens": 1 - _control(said, "random"), "of text": 1 - _control(said, "text")}
+        row |= {
+            "loss": best["loss"],
+            "changed tokens": best["changed"],
+            "directions": best["directions"],
+            "text": best["text"][:60],
+        }
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
