@@ -275,7 +275,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     z = float(stats.norm.ppf(0.975))
     centre, scale = share + z * z / (2 * n), 1 + z * z / n
     half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return (centre - half) / scale, (centre + half) / scale
+    # Of none and of all one end is exact, and rounding would leave it a hair away.
+    return 0.0 if share == 0 else (centre - half) / scale, 1.0 if share == 1 else (centre + half) / scale
 
 
 def macro_f1(right: Sequence[int], said: Sequence[int]) -> float:

@@ -268,6 +268,8 @@ def test_standard_errors_and_intervals():
 
     low, high = binomtest(5, 8).proportion_ci(method="wilson")
     assert wilson(0.625, 8) == pytest.approx((low, high), abs=1e-12)
+    for n in (3, 7, 80, 872):
+        assert wilson(0.0, n)[0] == 0 and wilson(1.0, n)[1] == 1
     logs = [-1.0, -2.5, -0.5, -4.0, -3.0, -1.5]
     said = summary("perplexity", logs, perplexity)
     assert said["perplexity"] == pytest.approx(perplexity(logs))
