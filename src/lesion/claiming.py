@@ -58,6 +58,11 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
             row["verdict"] = verdict(
                 row["low"], row["high"], p, direction=direction, smallest=smallest, power=row["power"]
             )
+            # With too little power it is not called nil; that its interval is so narrow is worth knowing all the same.
+            low, high = row["low"], row["high"]
+            if row["verdict"] == "inconclusive" and low is not None and -smallest < low and high < smallest:
+                within = f"its interval lies within ±{smallest:g}, which is called none"
+                row["note"] = "; ".join(filter(None, [row.get("note"), within]))
         elif p is not None and p >= ALPHA:  # an equivalence, whose verdict was before its correction
             row["verdict"] = "inconclusive"
     return pl.DataFrame(rows, schema=CLAIMS)

@@ -63,3 +63,11 @@ def test_what_was_not_tested_is_not_counted():
     rows = [untested("nothing there", "nats", "no rows"), the_same("near", *_pair(0.0), "nats", 0.5)]
     found = decided(rows)
     assert found["p_holm"].to_list()[0] is None and found["verdict"].to_list() == ["not tested", "supported"]
+
+
+@pytest.mark.parametrize(("high", "said"), [(0.03, True), (0.07, False)])
+def test_an_interval_within_what_is_called_none_is_told_where_power_is_too_low_for_a_verdict(high, said):
+    row = {"claim": "shields", "effect": 0.01, "low": -0.01, "high": high, "unit": "nats", "p": 0.4, "power": 0.2}
+    [found] = decided([{**row, "note": "draws differ", "direction": -1, "smallest": 0.05}]).to_dicts()
+    assert found["verdict"] == "inconclusive" and found["note"].startswith("draws differ")
+    assert ("within ±0.05" in found["note"]) == said
