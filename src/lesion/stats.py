@@ -337,7 +337,10 @@ def verdict(
 
 def _power(noncentrality: float, df: float, alpha: float) -> float:
     t = stats.t.ppf(1 - alpha / 2, df)
-    return float(1 - special.nctdtr(df, noncentrality, t) + special.nctdtr(df, noncentrality, -t))
+    below = special.nctdtr(df, noncentrality, np.array([t, -t]))
+    if np.isfinite(noncentrality):  # from 7.9 on SciPy has NaN for tails, which are below 1e-20 there
+        below = np.nan_to_num(below)
+    return float(1 - below[0] + below[1])
 
 
 def _or_none(one: Array) -> float | None:

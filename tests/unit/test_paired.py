@@ -291,6 +291,14 @@ def test_the_power_of_a_comparison_is_that_of_its_items():
     assert found.power == pytest.approx(power_paired(0.6, 15)) and found.smallest == 0.6
 
 
+@pytest.mark.parametrize("n", [3, 12, 24, 80, 872, 5000])
+def test_power_grows_to_one_however_clear_the_effect(n):
+    """SciPy's tails are NaN far out, and were printed so."""
+    found = [power_paired(d, n) for d in np.linspace(0, 40, 801)]
+    assert all(0.05 <= p <= 1 + 1e-12 for p in found) and found[-1] > (0.9 if n == 3 else 0.999)
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(found))
+
+
 def test_power_refuses_what_has_none():
     for n, alpha in ((1, 0.05), (5, 0), (5, 1)):
         with pytest.raises(ValueError, match="2 or more items"):
