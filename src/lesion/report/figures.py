@@ -127,7 +127,8 @@ def baseline(rows: pl.DataFrame) -> float | None:
 
 def caption(rows: pl.DataFrame) -> str:
     """How much lies behind the figure, and what is not in it."""
-    parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds"]
+    counted = rows["items"].drop_nulls().len() > 0
+    parts = [f"{_range(rows['items'])} items × {_range(rows['seeds'])} seeds" if counted else "single values"]
     if rows["low"].drop_nulls().len():
         parts.append(f"{'bands' if rows['site'].n_unique() <= BANDS else 'bars'} are intervals")
     if (lost := rows["value"].null_count()) > 0:
