@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ def untested(text: str, unit: str, why: str) -> dict[str, Any]:
     return {"claim": text, "unit": unit, "verdict": "not tested", "note": why}
 
 
+def annotated(row: Mapping[str, Any], *said: str) -> str | None:
+    """The note of a claim with more said after it."""
+    return "; ".join(filter(None, [row.get("note"), *said])) or None
+
+
 def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """All claims of a study, with verdicts after Holm's correction over all of them."""
     rows = [dict(row) for row in found]
@@ -62,7 +67,7 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
             low, high = row["low"], row["high"]
             if row["verdict"] == "inconclusive" and low is not None and -smallest < low and high < smallest:
                 within = f"its interval lies within ±{smallest:g}, which is called none"
-                row["note"] = "; ".join(filter(None, [row.get("note"), within]))
+                row["note"] = annotated(row, within)
         elif p is not None and p >= ALPHA:  # an equivalence, whose verdict was before its correction
             row["verdict"] = "inconclusive"
     return pl.DataFrame(rows, schema=CLAIMS)

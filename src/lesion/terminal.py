@@ -60,6 +60,8 @@ def print_frame(frame: pl.DataFrame, most: int = 200, fold: bool = True) -> None
 
 def print_claims(claims: pl.DataFrame) -> None:
     """A claim on a line with its verdict, and below it what the verdict rests on."""
+    from lesion.report.claims import size
+
     marks = {
         "supported": ("✓", "green"),
         "contradicted": ("✗", "red"),
@@ -73,9 +75,8 @@ def print_claims(claims: pl.DataFrame) -> None:
         if row["effect"] is not None:
             interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
             said.append(f"{row['effect']:+.3g}{interval} {row['unit']}")
-        if row["items"] is not None:
-            seeds = "" if row["seeds"] is None else f" × {row['seeds']} seeds"
-            said.append(f"n = {row['items']} items{seeds}")
+        if n := size(row):
+            said.append(f"n = {n}")
         if row["p"] is not None:
             said.append(f"{row['test']}, p = {row['p']:.2g}, after Holm {row['p_holm']:.2g}")
         if row["power"] is not None:

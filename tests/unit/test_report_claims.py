@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import HOSTILE, Page, build, content, generations, strict, understood
 
+from lesion import terminal
 from lesion.report import claims, explorer, tables
 
 # ---------------------------------------------------------------------- claims
@@ -55,6 +56,15 @@ def test_claims_are_shown_first_with_verdicts_and_written(tmp_path: Path) -> Non
     for words in ("+1.32", "[1.10, 1.55]", "−0.41", "40 items × 3 seeds", "40 items × 1 seed", "0.0002 (Holm 0.0012)"):
         assert words in found.text, words
     assert "< 0.0001 (Holm 0.07)" in found.text and "</script><script>alert(1)</script>" in found.text
+
+
+def test_a_terminal_says_what_a_claim_rests_on_as_the_page_does(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = stated(p_holm=0.1)
+    terminal.print_claims(
+        pl.concat([frame, frame[:1].with_columns(items=pl.lit(None, pl.Int64), seeds=pl.lit(10, pl.Int64))])
+    )
+    said = re.findall(r"n = ([^;\n]*)", capsys.readouterr().out)
+    assert said == ["40 items × 3 seeds", "40 items × 1 seed", "1 item × 3 seeds", "10 seeds"]
 
 
 def test_intervals_in_one_unit_are_drawn_to_one_scale_around_zero() -> None:

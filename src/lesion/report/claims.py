@@ -6,6 +6,7 @@ be compared by eye down the page.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any
@@ -72,6 +73,13 @@ def tally(found: list[Claim]) -> str:
     return f"{len(found)} {'claim' if len(found) == 1 else 'claims'}: {named}"
 
 
+def size(row: Mapping[str, Any]) -> str:
+    """What a claim rests on: 60 items × 1 seed; empty where it says nothing of it."""
+    return " × ".join(
+        f"{row[name]} {name[: None if row[name] != 1 else -1]}" for name in ("items", "seeds") if row[name] is not None
+    )
+
+
 def probability(p: float) -> str:
     """Two digits: 0.034, 0.51, < 0.0001."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
@@ -96,11 +104,10 @@ def estimate(effect: float | None, low: float | None, high: float | None) -> tup
 
 def _claim(row: dict[str, Any], reach: float) -> Claim:
     effect, interval = estimate(row["effect"], row["low"], row["high"])
-    n = [f"{row[name]} {name if row[name] != 1 else name[:-1]}" for name in ("items", "seeds") if row[name] is not None]
     p = [] if row["p"] is None else [probability(row["p"])]
     p += [] if row["p_holm"] is None else [f"(Holm {probability(row['p_holm'])})"]
     power = "" if row["power"] is None else f"{row['power']:.2f}"
-    facts = [("n", " × ".join(n)), ("test", row["test"] or ""), ("p", " ".join(p)), ("power", power)]
+    facts = [("n", size(row)), ("test", row["test"] or ""), ("p", " ".join(p)), ("power", power)]
     marks = None
     if row["effect"] is not None and reach > 0:
         ends = (row["effect"], row["low"], row["high"])

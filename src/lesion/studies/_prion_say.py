@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from lesion import groups
-from lesion.claiming import tested, the_same, untested
+from lesion.claiming import annotated, tested, the_same, untested
 from lesion.studies._prion import Array, Runs
 from lesion.trial import Row
 
@@ -163,9 +163,7 @@ def taking(runs: Runs, subject: str, row: Claim, given: Given) -> Claim:
         said = "fall" if sign < 0 else "rise"
         return untested(row["claim"], row["unit"], f"{what} of {arm} did not {said}: {here} {first['unit']}")
     known = [p for p in (row["p"], first["p"]) if p is not None]
-    note = "; ".join(
-        filter(None, [row.get("note"), f"given that {what} of {arm} changed by {here}; p is the larger of both"])
-    )
+    note = annotated(row, f"given that {what} of {arm} changed by {here}; p is the larger of both")
     return {**row, "p": max(known) if len(known) == 2 else None, "note": note}
 
 
@@ -176,8 +174,7 @@ def noted(runs: Runs, subject: str, arms: Sequence[str], row: Claim, values: Arr
     said = [f"{e.count('diverged')} of {len(e)} runs of {arm} diverged" for arm, e in ended.items() if "diverged" in e]
     lost = int((~np.isfinite(values)).sum())
     said += [f"{lost} of {values.size} runs have no number: failed, not read, or not finite"] * bool(lost)
-    note = "; ".join(filter(None, [row.get("note"), *said]))
-    return {**row, "note": note or None, **({"verdict": "inconclusive"} if lost else {})}
+    return {**row, "note": annotated(row, *said), **({"verdict": "inconclusive"} if lost else {})}
 
 
 def few_rows(runs: Runs) -> list[str]:
