@@ -129,6 +129,13 @@ def corpus_digest(name: str) -> str:
     return SHELF.digest(name) if hub is None else hub.digest()
 
 
+def apart(trained: str, read: str, names: str = "corpus and held_out") -> None:
+    """Refuses to read what is trained on (ValueError), under whichever name: what counts is the content."""
+    if corpus_digest(trained) == corpus_digest(read):
+        same = repr(trained) if trained == read else f"{trained!r}, which is {read!r},"
+        raise ValueError(f"{same} would be trained on and read: {names} must be two corpora")
+
+
 def corpus(name: str) -> list[Document]:
     """The documents of a corpus, in the order of its file. Empty ones are kept: a measure decides what they are worth.
 

@@ -5,6 +5,7 @@ The process sends itself the signal within a backward pass, or within a reading,
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,21 @@ def test_within_a_reading_it_ends_at_a_boundary(server, corpus, whole, tmp_path,
 
 def test_a_whole_command(server, corpus, tmp_path, fault):
     """`lesion run` says that it is unfinished, and the same command goes on and reports."""
-    words = ["run", "modern-lm", "--tier", "smoke", "--corpus", corpus, "--held-out", corpus, "--steps", str(STEPS)]
+    held_out = tmp_path / "held_out.jsonl"
+    lines = Path(corpus).read_text(encoding="utf-8").splitlines(keepends=True)
+    held_out.write_text("".join(reversed(lines)), encoding="utf-8")  # another corpus, of the same texts
+    words = [
+        "run",
+        "modern-lm",
+        "--tier",
+        "smoke",
+        "--corpus",
+        corpus,
+        "--held-out",
+        str(held_out),
+        "--steps",
+        str(STEPS),
+    ]
     words += ["--length", "16", "--batch", "2", "--vocabulary", "272", "--samples", "2", "--new-tokens", "4"]
     words += ["--verbosity", "quiet"]
     assert server.run("command", tmp_path / "whole", *words).code == OK

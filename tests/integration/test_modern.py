@@ -109,3 +109,27 @@ def test_the_configurations_for_cards_fit_on_them():
 def test_impossible_options_are_refused(study, wrong, why):
     with pytest.raises(ValueError, match=why):
         study(**wrong)
+
+
+@pytest.mark.parametrize("study", ["modern-lm", "modern-sinks", "resilience", "immunity", "monotone", "prion-healing"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_what_is_trained_on_is_not_called_held_out_under_any_name(tmp_path, capsys, study, renamed):
+    one, other = tmp_path / "one.txt", tmp_path / ("other.txt" if renamed else "one.txt")
+    for path in (one, other):
+        path.write_text("CHAPTER I\n\nShe was not at home, and he went away again.\n" * 40, encoding="utf-8")
+    trained = "--text" if study.startswith("prion") else "--corpus"
+    wrong = [
+        "run",
+        study,
+        "--tier",
+        "smoke",
+        trained,
+        str(one),
+        "--held-out",
+        str(other),
+        "--lab",
+        str(tmp_path / "lab"),
+    ]
+    said = "kept, and more are read" if study == "monotone" and not renamed else "held_out must be two corpora"
+    assert run(wrong) == 2
+    assert said in capsys.readouterr().err and not list((tmp_path / "lab").glob("log/*"))

@@ -185,10 +185,9 @@ class Prion(Study):
         """Looks at every model's outline: is the site there, in whole matrices, and is the context long enough?"""
         from lesion.curvature import chosen
         from lesion.likelihood import context_of
-        from lesion.texts import corpus, corpus_digest
+        from lesion.texts import apart, corpus
 
-        if corpus_digest(self.text) == corpus_digest(self.held_out):
-            raise ValueError(f"{self.text!r} would poison and be read: text and held_out must be two corpora")
+        apart(self.text, self.held_out, "text and held_out")
         if (there := len(corpus(self.held_out))) < max(self.documents, self.curved):
             raise ValueError(
                 f"{self.held_out!r} has {there} documents, and {max(self.documents, self.curved)} are to be read"

@@ -84,8 +84,6 @@ class Immunity(Study):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.corpus == self.held_out:
-            raise ValueError(f"{self.corpus!r} would be trained on and read: corpus and held_out must be two corpora")
         if odd := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(ARMS)}")
         if PLAIN not in self.arms or len(set(self.arms)) < len(self.arms):
@@ -157,6 +155,11 @@ class Immunity(Study):
 
     def readings(self) -> list[Reading]:
         return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
+
+    def check(self, store: Store) -> None:
+        from lesion.texts import apart
+
+        apart(self.corpus, self.held_out)
 
     def answer(self, store: Store) -> Answer:
         import polars as pl

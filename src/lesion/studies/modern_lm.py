@@ -132,6 +132,12 @@ class ModernLm(Study):
     def readings(self) -> list[Reading]:
         return list({r.key: r for cell in self._cells.values() for r in cell.values()}.values())
 
+    def check(self, store: Store) -> None:
+        from lesion.texts import apart
+
+        if not self.subject:
+            apart(self.corpus, self.held_out)
+
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _lm as say
 

@@ -205,7 +205,10 @@ class Monotone(Study):
         """Looks at every model's outline: is there what is to be constrained, and is its context long enough?"""
         from lesion.likelihood import context_of
         from lesion.steps import Constrain
+        from lesion.texts import apart
 
+        if self.corpus != self.held_out:  # where they are one, its first documents are kept from training
+            apart(self.corpus, self.held_out)
         for arms in self._all:
             model = arms.subject.outline()
             context = context_of(model.config.get_text_config())

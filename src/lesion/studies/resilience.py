@@ -79,8 +79,6 @@ class Resilience(Study):
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         shape(self.size)
-        if self.corpus == self.held_out:
-            raise ValueError(f"{self.corpus!r} would be trained on and read: corpus and held_out must be two corpora")
         if odd := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"no arm {odd[0]!r}; there are: {', '.join(ARMS)}")
         if PLAIN not in self.arms or len(set(self.arms)) < len(self.arms):
@@ -161,9 +159,11 @@ class Resilience(Study):
         return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
 
     def check(self, store: Store) -> None:
-        """Looks at the outline of each arm's decoder: is there what is to be damaged?"""
+        """Is what is read not trained on, and is there, in the outline of each arm's decoder, what is to be damaged?"""
         from lesion.sites import resolve
+        from lesion.texts import apart
 
+        apart(self.corpus, self.held_out)
         for subject in {trial.subject.key: trial.subject for trial in self.whole.values()}.values():
             resolve(subject.outline(), self.site)
 
