@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
 from lesion.cli import run
+from lesion.studies import _align as align
 from lesion.studies import _resilience as say
 from lesion.studies.immunity import Immunity
 from lesion.studies.modern import Modern
@@ -67,6 +69,32 @@ def test_modern_align_reads_every_stage(kept):
     assert frames["verifiers"]["trained on"][0] > 0
     control = frames["summary"].filter(pl.col("after") == "more sft")
     assert control["margin"][0] is not None, "what training alone does stands beside dpo"
+
+
+def test_a_verifier_is_asked_whether_it_orders_the_solutions_of_one_problem():
+    """Against counting by hand, of every right and wrong solution of one problem, which is believed more."""
+    study, random = ModernAlign(tier="smoke", repeats=2), np.random.default_rng(0)
+    rows, within = {}, []
+    for seed in study.seeds:
+        verdicts = []
+        for problem in ("all right", "all wrong", *map(str, range(8))):
+            right = {"all right": [1, 1], "all wrong": [0, 0]}.get(problem) or random.permutation(
+                [1, 1, 0, 0, 0]
+            ).tolist()
+            chances = random.integers(0, 4, len(right)) / 4 + 0.1 * np.array(right)
+            judged = list(zip(chances, right, strict=True))
+            pairs = [np.sign(a - b) / 2 for a, x in judged for b, y in judged if x > y]
+            within += [np.mean(pairs)] if pairs else []
+            verdicts += [{"example": problem, "chance": c, "correct": x} for c, x in judged]
+            verdicts.append({"example": problem, "chance": None, "correct": 1})  # too long to be judged
+        of = study.cells["verifier", seed]["verification"].key
+        rows[of] = {str(i): {"item": str(i), "stated": None, **row} for i, row in enumerate(verdicts)}
+    claim = (
+        align.claims(align.Told(study, rows, {}))
+        .filter(pl.col("claim").str.contains("solutions of a problem"))
+        .to_dicts()[0]
+    )
+    assert (claim["items"], claim["seeds"]) == (8, 2) and claim["effect"] == pytest.approx(np.mean(within))
 
 
 def test_resilience_breaks_arms_that_differ_in_one_thing(tmp_path):

@@ -26,7 +26,8 @@ NOTES = [
     "it. “more sft” went on with instructions for as many steps as dpo had, at its rate: what training alone does. Replies are "
     "cut and long pairs left out as the options say; of a reply that was cut the end is not scored.",
     "Choosing: among the first k solutions to a problem, by the verifier, by the number that most of them state, or the first; "
-    "“any” is the mean of the k: a choice at random.",
+    "“any” is the mean of the k: a choice at random. AUROC: the chance that the verifier puts a right solution above a wrong "
+    "one, of all solutions in the table, of one problem's in the claim: what choosing can use.",
 ]
 
 
@@ -60,6 +61,24 @@ class Told:
         seeds = self.study.seeds
         items = {item: None for seed in seeds for other in (*STAGES, VERIFIER) for item in self.of(other, name, seed)}
         return crossed([self.of(stage, name, seed) for seed in seeds], value, items)
+
+    def ranked(self) -> Array:
+        """AUROC among the solutions of one problem [seeds, problems]; NaN where all of them are right, or none."""
+        from lesion import verifying
+
+        every = []
+        for seed in self.study.seeds:
+            of: dict[str, list[Row]] = {}
+            for row in self.of(VERIFIER, "verification", seed).values():
+                if row["chance"] is not None:
+                    of.setdefault(row["example"], []).append(row)
+            every.append({problem: {"rows": some} for problem, some in of.items()})
+        return crossed(
+            every,
+            lambda cell: verifying.auroc(
+                [r["chance"] for r in cell["rows"]], [bool(r["correct"]) for r in cell["rows"]]
+            ),
+        )
 
     def facts(self, stage: str, seed: int) -> Mapping[str, Any]:
         state = self.states.get(self.study.chains[seed][stage].key)
@@ -124,6 +143,9 @@ def claims(told: Told) -> pl.DataFrame:
     pair("DPO raises the loss of held-out responses", DPO, SFT, "responses", "nll", nats, 1, "nll_tokens")
     pair("SFT and DPO raise the loss of running text", DPO, BASE, "text", "nll", nats, 1, "tokens")
     pair("Training on sums raises their accuracy", SOLVER, DPO, "sums", "correct", share, 1)
+    ranked = told.ranked()
+    text = "The verifier puts right solutions of a problem above its wrong ones"
+    found.append(tested(text, ranked, np.full_like(ranked, 0.5), "AUROC within a problem, above ½", text, direction=1))
     by = chosen(told)
     most = max(by, default=told.study.solutions)
     for text, other in (
