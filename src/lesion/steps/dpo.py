@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,12 +22,16 @@ from pydantic import Field, model_validator
 from lesion import asking, preferring
 from lesion.digest import combined, digests, named_tensors
 from lesion.fit import Documents, Training, fit
+from lesion.products import fast_products
 from lesion.responses import Examples
 from lesion.task import AnyTask, Part, sampled
 from lesion.tasks.preferences import Preferences
 from lesion.trial import Specimen, Step
 
 HELD_OUT = 32  # pairs whose loss is read meanwhile
+
+
+NEVER = [math.nan, math.nan]  # the reference of a pair that is not trained on: were it read, the loss would say so
 
 
 class Dpo(Training, Step):
@@ -64,8 +69,14 @@ class Dpo(Training, Step):
         with specimen.workplace() as place:
             train, left = self._pairs(specimen, "train", self.examples)
             held = self._pairs(specimen, "test", HELD_OUT)[0] if self.eval_every else []
-            kept = self._reference(specimen, [*train, *held], place)
-            data, apart = (self._rows(some, kept[i : i + len(some)]) for some, i in ((train, 0), (held, len(train))))
+            order = self._rows(train, [NEVER] * len(train))
+            asked = sorted(
+                {order.row(i) for i in range(self.steps * self.batch)}
+            )  # of many pairs few may be trained on
+            kept = self._reference(specimen, [*(train[i] for i in asked), *held], place)
+            known = dict(zip(asked, kept, strict=False))
+            data = self._rows(train, [known.get(i, NEVER) for i in range(len(train))])
+            apart = self._rows(held, kept[len(asked) :])
             how = preferring.Preference(self.beta, self.smoothing, self.average)
             more: dict[str, Any] = {"held_out": apart if held else None, "tell": specimen.tell, "objective": how}
             facts = fit(specimen.model, data, self, folder=place, **more)
@@ -94,9 +105,9 @@ class Dpo(Training, Step):
             if there.get("key") == key:
                 known: list[list[float]] = there["reference"]
                 return known
-        with _float32(
-            specimen.model
-        ):  # as `fit` will hold them: else a model of sixteen bits would not begin at its reference
+        # Held as `fit` will hold it, by the products that train: else a model would not begin at its reference. In bfloat16 other
+        # products gave margins of half a nat to a model that was its own reference.
+        with _float32(specimen.model), fast_products(specimen.model):
             found = log_probabilities_of(specimen.model, pairs, self.average, self.precision == "bfloat16", self.batch)
         folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}")  # each of several processes has the same, and puts it there whole
