@@ -51,24 +51,51 @@ def prompt(specimen: Specimen, task: AnyTask, example: Example, chat: Chat, befo
 
 def reply(specimen: Specimen, task: AnyTask, text: str, chat: Chat) -> list[int]:
     """The tokens of a reply, without an end token."""
-    assert specimen.tokenizer is not None
-    apart = task.line and not specimen.model.config.is_encoder_decoder and not templated(specimen.tokenizer, chat)
-    return list(specimen.tokenizer((" " if apart else "") + text, add_special_tokens=False)["input_ids"])
+    tokenizer = specimen.tokenizer
+    assert tokenizer is not None
+
+    def tokens(words: str) -> list[int]:
+        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
+
+    if specimen.model.config.is_encoder_decoder or templated(tokenizer, chat):
+        return tokens(text)
+    # Behind something whose tokens are taken off again: many tokenizers put a space of their own before every text.
+    before, text = ("x", f" {text}") if task.line else ("x\n", text)
+    first, whole = tokens(before), tokens(before + text)
+    return whole[len(first) :] if whole[: len(first)] == first else tokens(text)
 
 
-def end(specimen: Specimen) -> int:
-    """The token that a reply ends with."""
-    found = specimen.tokenizer.eos_token_id if specimen.tokenizer is not None else None
+def end(specimen: Specimen, chat: Chat) -> int:
+    """The token that a reply ends with: what the chat template closes a turn with, else the tokenizer's end token."""
+    tokenizer = specimen.tokenizer
+    found: int | None = None
+    if tokenizer is not None and not specimen.model.config.is_encoder_decoder and templated(tokenizer, chat):
+        found = _closing(tokenizer)
+    if found is None:
+        found = getattr(tokenizer, "eos_token_id", None)
     if found is None:
         raise ValueError("this tokenizer has no end token, which a reply ends with")
     return int(found)
 
 
-def end_tokens(specimen: Specimen) -> frozenset[int]:
-    """Ids that end a text: those of the model's generation settings and the tokenizer's end token."""
+@lru_cache(maxsize=4)
+def _closing(tokenizer: Any) -> int | None:
+    """The special token that a chat template puts behind what the assistant said; None where it puts none."""
+    said = "All right"
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": said}]
+    _, _, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((i for i in tokenizer(behind, add_special_tokens=False)["input_ids"] if i in special), None)
+
+
+def end_tokens(specimen: Specimen, chat: Chat = "plain") -> frozenset[int]:
+    """Ids that end a text: those of the model's generation settings, the tokenizer's end token, and what closes a turn."""
+    tokenizer = specimen.tokenizer
     named: Any = getattr(specimen.model.generation_config, "eos_token_id", None)
     found = set(named) if isinstance(named, (list, tuple)) else {named}
-    found |= {getattr(specimen.tokenizer, "eos_token_id", None)}
+    found |= {getattr(tokenizer, "eos_token_id", None)}
+    if tokenizer is not None and templated(tokenizer, chat):
+        found |= {_closing(tokenizer)}
     return frozenset(found - {None})
 
 
@@ -86,5 +113,5 @@ def pairs(
     specimen: Specimen, task: AnyTask, examples: Sequence[Example], chat: Chat
 ) -> list[tuple[list[int], list[int]]]:
     """Tokens of prompts and of replies with their end token."""
-    last = end(specimen)
+    last = end(specimen, chat)
     return [(prompt(specimen, task, e, chat), [*reply(specimen, task, e.answer, chat), last]) for e in examples]

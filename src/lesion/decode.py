@@ -35,13 +35,18 @@ class Prompt:
     """One item to continue: its id names its random stream.
 
     A prompt with a picture has the `tensors` that show it to the model (one object for all prompts that show the same),
-    and says which of its tokens stand for it: `shows` has the number of the picture for each token, 0 for text.
+    and says which of its tokens stand for it: `shows` has the number of the picture for each token, 0 for text. `room`: new
+    tokens at most, where that is fewer than of the others.
     """
 
     item: str
     tokens: tuple[int, ...]
     shows: tuple[int, ...] = ()
     tensors: Mapping[str, torch.Tensor] | None = None
+    room: int | None = None
+
+    def most(self, new_tokens: int) -> int:
+        return new_tokens if self.room is None else min(self.room, new_tokens)
 
 
 @dataclass
@@ -120,6 +125,7 @@ def _run(
 ) -> list[Continuation]:
     engine = _engine(model, slots, prompts, new_tokens)
     found = {p.item: Continuation(p.item) for p in prompts}
+    most = {p.item: p.most(new_tokens) for p in prompts}
     noise = {p.item: streams.uniform01(seed, p.item, "sampling", new_tokens) for p in prompts}
     waiting, rows = list(reversed(prompts)), [None] * slots  # type: list[Prompt], list[Prompt | None]
     started = dict.fromkeys(found, 0.0)
@@ -143,7 +149,7 @@ def _run(
                     c.stop, c.ended_by = "end", t
                 else:
                     c.tokens.append(t)
-                    c.stop = "length" if len(c.logprobs) == new_tokens else ""
+                    c.stop = "length" if len(c.logprobs) == most[c.item] else ""
             if c.stop:
                 c.duration = time.perf_counter() - started[c.item]
                 rows[slot] = None
@@ -179,7 +185,7 @@ class Slots:
         longest = max(len(p.tokens) for p in prompts)
         self.shared = _common_prefix(prompts) if len(prompts) > 1 else 0
         self.cache = SlotCache(rows, longest)
-        self.limit = longest + new_tokens
+        self.limit = max(len(p.tokens) + p.most(new_tokens) for p in prompts)
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)  # of the token to come
         self.prefix: SlotCache | None = None
         if self.shared:
@@ -350,8 +356,10 @@ def _refuse_bad(model: PreTrainedModel, prompts: Sequence[Prompt], new_tokens: i
         raise ValueError(f"at least one new token must be asked for, not {new_tokens}")
     text = model.config.get_text_config(decoder=False)
     context = context_of(text)
-    room = 0 if model.config.is_encoder_decoder else new_tokens
     for prompt in prompts:
+        if (room := prompt.most(new_tokens)) < 1:
+            raise ValueError(f"item {prompt.item!r} has no room for a new token")
+        room = 0 if model.config.is_encoder_decoder else room
         if prompt.shows and model.config.is_encoder_decoder:
             raise ValueError(f"item {prompt.item!r} shows a picture, which an encoder-decoder model does not see")
         if not prompt.tokens:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lesion import runs
 from lesion.adapters import adapted
@@ -150,11 +151,14 @@ def fit(
     last: dict[str, Any] = {"step": first, "loss": losses[-1] if losses else None}
     ended: str | None = None
     team.model.train(team.objective.dropout)
+    twice = _computed_twice(team.model) if how.recompute and not team.objective.dropout else []
     arranged = compiled(team.model) if how.compile else nullcontext()
     with fast_products(team.model), arranged, listening(), _metrics(folder, team.rank) as write:
         for step in range(first, how.steps):
             if before is not None:
                 before(team.model, step)
+            for layer in twice:
+                layer.training = True
             found = _step(team, made, data, how, step, perturb)
             ended = ends(team.model, step, found) if ends is not None else None
             if ended is not None and not (math.isfinite(found["loss"]) and math.isfinite(found["norm"])):
@@ -240,6 +244,16 @@ def _step(
     made.zero_grad(set_to_none=True)
     more = {} if expert is None else {"dropped": team.total(routed[1]) / team.total(routed[0]), "busiest": routed[2]}
     return {"loss": total, "norm": size, "tokens": int((batch[1] != IGNORE).sum()), **more}
+
+
+def _computed_twice(model: Any) -> list[nn.Module]:
+    """Layers that must each be told that they are in training, where their model is not for want of dropout: else transformers
+    would keep their activations all the same. Raises ValueError where that would bring back dropout of their own."""
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        if any("dropout" in name and isinstance(p, float) and p > 0 for name, p in vars(layer).items()):
+            raise ValueError(f"a {type(layer).__name__} drops out by itself, and here nothing may: recompute=False")
+    return layers
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

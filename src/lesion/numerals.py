@@ -29,6 +29,7 @@ _NUMBER = re.compile(
 )
 
 _MARKUP = re.compile(r"\*\*|[$€£%\"'`_()\[\]{}\\#]")
+_OWED = re.compile(r"(?<![\w)])[-−][$€£]")  # "-$20" is minus twenty
 _UNITS = r"[ \t]*(?:[a-z]+[ \t]+){0,2}"  # "7 apples + 5 apples is 12"
 _SIGNS = r"[-−+*×·/÷^]"
 _OPERATOR = re.compile(
@@ -85,6 +86,7 @@ def stated_number(reply: str, prompt: str = "") -> Decimal | None:
 
 def numerals(text: str) -> list[Numeral]:
     """All numbers of a text, in their order. Signs of currency, percent and markup are not looked at."""
+    text = _OWED.sub(" -", text)
     text = _MARKUP.sub(lambda mark: " " * len(mark[0]), text)
     markers = _markers(text)
     found: list[Numeral] = []

@@ -67,7 +67,7 @@ def replies(
     """Tokens of each pair. A reply longer than `cut` tokens (0: any) is read so far and has no end token.
 
     Raises ValueError where an example has not two choices, the better one first."""
-    last = asking.end(specimen)
+    last = asking.end(specimen, chat)
     found = []
     for e in examples:
         if len(e.choices) != 2 or e.label != 0:

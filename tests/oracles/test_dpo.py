@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lesion import Lab, preferring
 from lesion.loss import IGNORE
@@ -89,6 +90,28 @@ def test_in_bfloat16_the_reference_is_read_by_the_products_that_train(family):
     """One pair at a time, so that nothing else differs: with the kernels of inference this was ln 2 to two digits."""
     facts = Dpo(**{**HOW, "batch": 1}, beta=1.0, precision="bfloat16").pin().apply(load(family))
     assert facts["curve"][0]["loss"] == pytest.approx(math.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize("family", ["tiny-llama", "tiny-gpt2", "tiny-decoder"])
+def test_activations_are_computed_twice_where_that_is_asked_for(family, monkeypatch):
+    """Without dropout a model is not in training, and transformers would keep what its layers compute."""
+    passes, weights = [], []
+    for recompute in (False, True):
+        specimen = load(family)
+        layer = next(m for m in specimen.model.modules() if isinstance(m, GradientCheckpointingLayer))
+        inner = next(m for m in layer.modules() if isinstance(m, torch.nn.LayerNorm) or "RMSNorm" in type(m).__name__)
+        seen: list[bool] = []
+        inner.register_forward_pre_hook(lambda m, _, seen=seen: seen.append(torch.is_grad_enabled()))
+        Dpo(**{**HOW, "eval_every": 2}, recompute=recompute).pin().apply(specimen)
+        passes.append(sum(seen))
+        weights.append([p.detach().clone() for p in specimen.model.parameters()])
+        assert not specimen.model.is_activation_checkpointing and layer.training == specimen.model.training
+    assert passes == [6, 12] and all(map(torch.equal, *weights))
+
+
+def test_a_layer_with_dropout_of_its_own_is_not_computed_twice():
+    with pytest.raises(ValueError, match="OPTDecoderLayer drops out by itself, and here nothing may: recompute=False"):
+        Dpo(**HOW, recompute=True).pin().apply(load("tiny-opt"))
 
 
 def test_only_pairs_that_are_trained_on_are_read_before(monkeypatch):

@@ -17,7 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ from lesion.likelihood import context_of
 from lesion.stats import macro_f1, wilson
 from lesion.task import AnyTask, Example, Part, before, sampled, shots
 from lesion.trial import Measure, Row, Specimen
+
+if TYPE_CHECKING:
+    from lesion.decode import Continuation
 
 SHOWN = 240  # characters of a question that a row quotes: the last ones
 
@@ -92,7 +95,7 @@ class Task(Measure):
         prompts = {i: asking.prompt(specimen, self.task, e, self.chat, examples) for i, e in asked.items()}
         replies = {c: asking.reply(specimen, self.task, c, self.chat) for e in asked.values() for c in e.choices}
         ranked = [(prompts[i], replies[c]) for i, e in asked.items() for c in e.choices] if ranks else []
-        last = [asking.end(specimen)]
+        last = [asking.end(specimen, self.chat)]
         written: dict[str, tuple[list[int], list[int]]] = {}
         room = self._check(specimen, prompts, ranked)
         for item, e in asked.items():  # sampled replies to one question share their answer
@@ -168,18 +171,18 @@ class Task(Measure):
     def _written(self, specimen: Specimen, asked: dict[str, Example], prompts: dict[str, list[int]]) -> dict[str, Row]:
         from lesion import decode
 
+        last, room = asking.end_tokens(specimen, self.chat), self._check(specimen, prompts, ())
         found = decode.continue_texts(
             specimen.model,
-            [decode.Prompt(item, tuple(tokens)) for item, tokens in prompts.items()],
+            [decode.Prompt(item, tuple(tokens), room=room[item]) for item, tokens in prompts.items()],
             decode.Sampling(temperature=self.temperature, top_k=0, top_p=1.0),
             new_tokens=self._room(),
-            ends=asking.end_tokens(specimen),
+            ends=last,
             line=asking.one_line(specimen.tokenizer) if self.task.line else None,
             seed=self.seed,
             batch=self.batch,
         )
         rows: dict[str, Row] = {}
-        last = asking.end_tokens(specimen)
         for reply in found:
             e, fine = asked[reply.item], reply.stop != "not finite"
             assert specimen.tokenizer is not None
@@ -192,10 +195,16 @@ class Task(Measure):
                 "chosen": None,
                 "loglikelihoods": None,
                 "tokens": len(reply.tokens),
-                "stop": "line" if reply.stop == "end" and reply.ended_by not in last else reply.stop,
+                "stop": self._stop(reply, last),
                 **(graded if fine else dict.fromkeys(graded)),
             }
         return rows
+
+    def _stop(self, reply: Continuation, last: frozenset[int]) -> str:
+        """What ended a reply; "context": it could not become as long as was asked for."""
+        if reply.stop == "end" and reply.ended_by not in last:
+            return "line"
+        return "context" if reply.stop == "length" and len(reply.tokens) < self._room() else reply.stop
 
     def summarise(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The task's metric with its interval at 95 % (Wilson's for shares), the loss a token of written answers, and of labels

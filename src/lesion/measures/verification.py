@@ -1,7 +1,8 @@
 """Verification: what a verifier says of sampled solutions, and what choosing by it is worth.
 
     first        the first solution to each problem is the answer
-    majority     the number that most of the first k solutions state (Wang et al. 2023, "self-consistency"); the first of equals
+    majority     the number that most of the first k solutions state (Wang et al. 2023, "self-consistency"), or the words
+                 where the task reads no number; the first of equals
     best of k    the solution among the first k that the verifier believes most (Cobbe et al. 2021)
 
 One row a solution. AUROC and calibration are over all solutions; the three choices over problems, for k = 1, 2, 4, …
@@ -56,6 +57,7 @@ class Verification(Measure):
         from lesion import verifying
         from lesion.inference import inference
         from lesion.likelihood import padded
+        from lesion.tasks.jsonl import plain
 
         started, known = time.perf_counter(), self._rows(specimen)
         found = verifying.solutions(specimen, self.of, [known[item] for item in items])
@@ -86,7 +88,7 @@ class Verification(Measure):
                     else "no solution",
                     "chance": chance if fine else None,
                     "correct": row["correct"],
-                    "stated": row.get("stated"),
+                    "stated": row["stated"] if "stated" in row else plain(row["text"] or "") or None,
                 }
             )
         return [{**row, "duration": (time.perf_counter() - started) / len(rows)} for row in rows]

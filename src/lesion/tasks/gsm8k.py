@@ -17,7 +17,7 @@ from lesion.numerals import stated_number
 from lesion.task import Example, FromHub, Part, divided
 
 TESTED = 600
-FINAL = re.compile(r"####\s*\$?(-?[\d,]*\.?\d+)")
+FINAL = re.compile(r"####\s*([-−]?)\s*\$?\s*([-−]?)\s*([\d,]*\.?\d+)")
 
 
 class Gsm8k(FromHub):
@@ -61,6 +61,6 @@ def final(text: str) -> Decimal | None:
     """The number after the first "####"."""
     found = FINAL.search(text)
     try:
-        return Decimal(found[1].replace(",", "")) if found else None
+        return Decimal(("-" if found[1] or found[2] else "") + found[3].replace(",", "")) if found else None
     except InvalidOperation:
         return None

@@ -20,6 +20,7 @@ LABELS = ("negative", "positive")
 RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 LEAST = 0.5
 RUN = 24  # letters and digits: about five words
+SHORT = 10  # of a sentence that counts as a whole: "bad" is in every second review
 
 
 class Sst2(FromHub):
@@ -66,14 +67,17 @@ def _example(id: str, sentence: str, label: int) -> Example:
 
 
 def overlap(tested: Sequence[str]) -> Callable[[str], bool]:
-    """Says of a text whether it holds `RUN` letters in a row of any of these, or all of a shorter one."""
+    """Says of a text whether it holds `RUN` letters in a row of any of these, or all of a shorter one, or is one of fewer than
+    `SHORT`."""
     whole = [letters(text) for text in tested]
     runs = {text[i : i + RUN] for text in whole for i in range(len(text) - RUN + 1)}
     short = {text for text in whole if len(text) < RUN}
 
     def shares(text: str) -> bool:
         here = letters(text)
-        return any(here[i : i + RUN] in runs for i in range(len(here) - RUN + 1)) or here in short
+        if here in short or any(text in here for text in short if len(text) >= SHORT):
+            return True
+        return any(here[i : i + RUN] in runs for i in range(len(here) - RUN + 1))
 
     return shares
 
