@@ -126,6 +126,8 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
     where.mkdir(parents=True, exist_ok=True)
     (where / "study.json").write_text(json.dumps(asked.to_json(), indent=1), encoding="utf-8")
     for name, content in answer.files.items():
+        if not (where / name).resolve().is_relative_to(where.resolve()):
+            raise ValueError(f"an answer's file {name!r} would lie outside its study's folder")
         write(where / name, content)
     page = build(
         where,

@@ -193,3 +193,18 @@ def test_a_subject_without_the_adapters_site_is_refused_before_any_work(tmp_path
     command = ["run", "modern-tasks", "--tier", "smoke", "--site", "expert", "--lab", str(tmp_path)]
     assert run(command) == 2
     assert "no site 'expert'" in capsys.readouterr().err and not (tmp_path / "states").exists()
+
+
+def test_results_of_tasks_that_are_files_lie_in_the_study_and_beside_nothing_of_the_users(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        rows = [
+            {"prompt": f"{i} in {folder}?", "answer": str(i), "part": "test" if i % 2 else "train"} for i in range(8)
+        ]
+        (tmp_path / folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = [str(tmp_path / folder / "mine.jsonl") for folder in ("a", "b")]
+    words = ["--tasks", *tasks, "--shots", "1", "1", "--ways", "zero-shot", "few-shot", "--sample", "0"]
+    assert run(["run", "modern-tasks", "--tier", "smoke", *words, "--lab", str(tmp_path / "lab"), *QUIET]) == 0
+    folder, _, _ = page(tmp_path / "lab", "modern-tasks")
+    assert [json.loads((folder / name).read_text())[0]["task"] for name in ("mine.json", "mine-2.json")] == tasks
+    assert {path.name for path in tmp_path.rglob("*.json*") if "lab" not in path.parts} == {"mine.jsonl"}

@@ -1,9 +1,12 @@
 """Tasks read of a model: log-likelihoods and losses against plain forwards, what is written against `generate`, and teaching."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from lesion import asking
 from lesion.measures import Task
@@ -93,10 +96,66 @@ def test_what_ends_a_reply_of_one_line():
     line = asking.one_line(specimen.tokenizer)
     assert newline in line.breaks and {newline, space} <= line.blank and letter not in line.blank | line.breaks
     assert (
-        asking.end(specimen) == 257
+        asking.end(specimen, "plain") == 257
         and asking.end_tokens(specimen) >= {257}
         and newline not in asking.end_tokens(specimen)
     )
+
+
+@pytest.mark.parametrize("family", ["tiny-gpt2", "tiny-llama", "tiny-decoder"])
+def test_a_reply_is_cut_by_the_context_and_not_refused(family):
+    """As many shots as leave some questions less room than others; what there is of a reply is what it would have been."""
+    specimen = load(family, seed=5)
+    measure = Task(task=TestPairs(), method="generate", new_tokens=12)
+    free = {row["item"]: row for row in measure.read(specimen, measure.items(specimen))}
+    longest = max(len(asking.prompt(specimen, TestPairs(), e, "plain")) for e in measure.questions().values())
+    specimen.model.config.max_position_embeddings = longest + 3
+    for row in measure.read(specimen, measure.items(specimen)):
+        whole = free[row["item"]]
+        assert whole["stop"] == "length" and (row["stop"], row["tokens"]) == ("context", 3), "all of one length here"
+        assert whole["text"].startswith(row["text"])
+
+
+class OfOneModel(SimpleNamespace):
+    """A tokenizer beside a causal model of which nothing is asked."""
+
+    def __init__(self, tokenizer):
+        model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False), generation_config=SimpleNamespace())
+        super().__init__(tokenizer=tokenizer, model=model)
+
+
+def of_words(prefixed, **more):
+    """Words with ▁ for a space, and perhaps one before every text, even one that begins with a space, as Llama 2 has it."""
+    texts = ["Say 0: I say 0", "a b I say no", "x\nI say"]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+    replace = tokenizers.normalizers.Replace(" ", "▁")
+    steps = [tokenizers.normalizers.Prepend("▁"), replace] if prefixed else [replace]
+    made.normalizer = tokenizers.normalizers.Sequence(steps)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split("▁", "merged_with_next")
+    special = ["?", "</s>", "<turn>", "</turn>"]
+    made.train_from_iterator(texts * 9, tokenizers.trainers.BpeTrainer(vocab_size=90, special_tokens=special))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **more)
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_reply_has_the_tokens_that_it_has_behind_its_prompt(prefixed):
+    specimen = OfOneModel(of_words(prefixed))
+    for text in ("I say 0", "no"):
+        behind = specimen.tokenizer(f"Say 0: {text}")["input_ids"]
+        reply = asking.reply(specimen, TestPairs(), text, "plain")
+        assert behind[: -len(reply)] == specimen.tokenizer("Say 0:")["input_ids"] and behind[-len(reply) :] == reply
+
+
+def test_a_turn_ends_with_what_its_template_closes_it_with():
+    template = "{% for m in messages %}<turn>{{ m.role }}: {{ m.content }}</turn>{% endfor %}"
+    closed, open_ended = template, template.replace("</turn>", "\n")
+    for chat_template, ends in ((closed, "</turn>"), (open_ended, "</s>")):
+        tokenizer = of_words(True, chat_template=chat_template, extra_special_tokens=["<turn>", "</turn>"])
+        specimen, named = OfOneModel(tokenizer), tokenizer.convert_tokens_to_ids
+        assert asking.end(specimen, "auto") == asking.end(specimen, "template") == named(ends)
+        assert asking.end(specimen, "plain") == named("</s>")
+        assert asking.end_tokens(specimen, "auto") == {named("</s>"), named(ends)}
+        assert asking.end_tokens(specimen, "plain") == {named("</s>")}
 
 
 def test_the_loss_of_the_end_token_is_that_behind_the_right_reply():

@@ -12,8 +12,9 @@ from lesion.measures import Task, Verification
 from lesion.measures.verification import choices, majority
 from lesion.steps import Verifier
 from lesion.subjects import Scratch
+from lesion.tasks.jsonl import plain
 from lesion.trial import Reading, Trial
-from words import TestSums
+from words import TestPairs, TestSums
 
 START = Trial(subject=Scratch())
 DRAWN = Task(task=TestSums(), part="train", sample=8, repeats=6, temperature=1.0, new_tokens=4)
@@ -54,6 +55,15 @@ def test_ways_of_choosing():
     assert found[4]["majority"] == {"a": 0.0, "b": 0.0}
     assert found[4]["any"] == {"a": 0.25, "b": 0.25} and found[2]["any"] == {"a": 0.5, "b": 0.5}
     assert majority(rows[:2])["stated"] == "3", "of equally many the first"
+
+
+def test_where_a_task_reads_no_number_words_are_voted_with(lab):
+    drawn = Task(task=TestPairs(), method="generate", sample=2, repeats=6, temperature=1.0, new_tokens=1)
+    samples = Reading(trial=START, measure=DRAWN).pin()
+    trained = START >> Verifier(**{**HOW, "steps": 8}, samples=samples)
+    rows = lab.read([trained], [Verification(of=Reading(trial=START, measure=drawn).pin())]).to_dicts()
+    texts = {row["item"]: row["text"] for row in lab.read([START], [drawn]).to_dicts()}
+    assert [row["stated"] for row in rows] == [plain(texts[row["item"]]) or None for row in rows]
 
 
 @pytest.mark.parametrize("trunk", ["decoder", "encoder"])

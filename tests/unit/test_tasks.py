@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -251,6 +252,39 @@ def test_a_snippet_that_holds_a_tested_sentence_is_not_trained_on():
     shares = overlap(["it 's a charming and often affecting journey .", "dull"])
     assert shares("I think it's a charming and often affecting journey, on the whole") and shares("Dull!")
     assert shares("a charming and often affecting") and not shares("charming and dull") and not shares("")
+    shares = overlap(["big fat waste of time", "bad"])
+    assert shares("It was a big fat waste of time, and mine.") and not shares("a bad one")
+
+
+def test_what_sst2_is_taught_with_holds_no_tested_sentence_of_more_than_two_words():
+    import re
+
+    def words(text):
+        return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+    taught = [f" {words(e.asked)} " for e in Sst2().examples("train")]
+    tested = [words(e.asked) for e in Sst2().examples("test")]
+    assert len(taught) > 1000 and len(tested) == 872
+    assert not [t for t in tested if len(t.split()) > 2 and any(f" {t} " in text for text in taught)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("#### -$20", -20),
+        ("#### $-20", -20),
+        ("#### - 3", -3),
+        ("#### −3", -3),
+        ("#### $1,200", 1200),
+        ("#### -.5", Decimal("-0.5")),
+        ("She owes him, so it is -$20.", -20),
+        ("So 50-$30 = $20", 20),
+        ("Then 50 - $30 = $20", 20),
+    ],
+)
+def test_a_sign_before_a_currency_counts(reply, number):
+    said = Gsm8k().grade(Example("x", "?", f"#### {number}"), reply)
+    assert said["correct"] and not Gsm8k().grade(Example("x", "?", f"#### {-number}"), reply)["correct"]
 
 
 def test_shots_of_unbalanced_labels_go_on_with_what_there_is(tmp_path):

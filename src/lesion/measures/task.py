@@ -36,7 +36,7 @@ SHOWN = 240  # characters of a question that a row quotes: the last ones
 class Task(Measure):
     """Replies to the questions of a task, one row each."""
 
-    version: ClassVar[int] = 2  # a line break before any word does not end a reply
+    version: ClassVar[int] = 3  # signs before a currency count; a turn ends with what its template closes it with
     task: AnyTask = Field(description="what is asked")
     part: Part = Field(default="test", description="which of its examples")
     sample: int = Field(default=200, ge=0, description="so many of them, drawn at random; 0: all")

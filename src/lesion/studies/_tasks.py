@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -204,10 +205,14 @@ def notes(told: Told) -> list[str]:
 
 
 def files(told: Told) -> dict[str, bytes]:
-    """One file of results for each task and way, as evaluation scripts are used to write."""
+    """One file of results for each task, as evaluation scripts are used to write; of a task that is a file somewhere, by its name
+    alone."""
     table = summary(told)
     found = {"results.csv": to_csv(table)}
     for task in told.study.tasks:
         rows = [row for row in table.to_dicts() if row["task"] == task]
-        found[f"{task}.json"] = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+        name, number = Path(task).stem, 1
+        while (path := f"{name}.json" if number == 1 else f"{name}-{number}.json") in found:
+            number += 1
+        found[path] = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
     return found
