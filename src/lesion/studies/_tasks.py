@@ -196,8 +196,8 @@ def notes(told: Told) -> list[str]:
         )
     if told.study.source == "packaged" and "sst2" in told.study.tasks:
         said.append(
-            "SST-2 is taught with rated snippets of film reviews; those that share 24 letters in a row with a tested sentence "
-            "are left out."
+            "SST-2 is taught with rated snippets of film reviews; those that share 24 letters in a row with a tested sentence, "
+            "or hold a shorter one, are left out."
         )
     if told.study.repeats == 1:
         said.append("One training of each: intervals speak of questions only, not of another training.")
