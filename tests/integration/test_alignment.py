@@ -9,6 +9,7 @@ import pytest
 
 from lesion.cli import run
 from lesion.studies import _align as align
+from lesion.studies import _immunity as immunity
 from lesion.studies import _resilience as say
 from lesion.studies.immunity import Immunity
 from lesion.studies.modern import Modern
@@ -100,10 +101,10 @@ def test_a_verifier_is_asked_whether_it_orders_the_solutions_of_one_problem():
 def test_resilience_breaks_arms_that_differ_in_one_thing(tmp_path):
     assert run(["run", "resilience", "--tier", "smoke", "--lab", str(tmp_path), *QUIET]) == 0
     _, frames, _ = page(tmp_path, "resilience")
-    assert frames["summary"]["arm"].to_list() == ["GQA", "MHA", "MoE", "monotone"]
-    assert len(frames["effects"]) == 12 and len(frames["claims"]) == 7
+    assert frames["summary"]["arm"].to_list() == ["GQA", "MHA", "MoE", "more text", "monotone"]
+    assert len(frames["effects"]) == 15 and len(frames["claims"]) == 9
     moved = frames["change-of-the-weights"].filter(pl.col("σ") == 0.5)["relative change of what is damaged"]
-    assert len(moved) == 8 and moved.is_between(0.45, 0.55).all()
+    assert len(moved) == 10 and moved.is_between(0.45, 0.55).all()
     table = frames["summary"]
     assert table["lost at 0.5"].is_between(-0.5, 1).all() and (table["lost at 3"] <= 1).all()
     assert all((row["σ at half lost (ED50)"] is None) <= bool(row["why not"]) for row in table.to_dicts())
@@ -170,6 +171,70 @@ def test_immunity_reads_every_arm_before_and_after(tmp_path):
     )
 
 
+def immune(loss, flips, diverged=()):
+    """Claims of an `immunity` whose losses are made up: {(arm, what is done): nats of (seed, document)}, None for no number, and of
+    attacks {arm: (nats before, nats after)}."""
+    study = Immunity(tier="smoke", arms=("plain", "trained on", "monotone"), documents=12, attacked=12, repeats=5)
+    rows, states = {}, {}
+    for (arm, done, seed), readings in study.cells.items():
+        made = loss.get((arm, done), loss[arm, "nothing"])
+        values = [made(seed, i) for i in range(12)]
+        nll = [None if value is None else 10 * (value + 0.01 * i) for i, value in enumerate(values)]
+        rows[readings["loss"].key] = {f"d{i}": {"nll": n, "tokens": 10} for i, n in enumerate(nll)}
+        if (arm, done) in diverged:
+            states[readings["loss"].trial.key] = {"ledger": [{}, {"facts": {"ended": "diverged"}}]}
+        for manner in ("iterative", "query", "random"):
+            if manner in readings:
+                ends = [[x + 0.01 * (i + seed) * (n + 1) for n, x in enumerate(flips[arm])] for i in range(12)]
+                rows[readings[manner].key] = {f"d{i}": {"losses": list(pair)} for i, pair in enumerate(ends)}
+    told = immunity.Told(study, rows, states)
+    return {row["claim"]: row for row in immunity.claims(told).to_dicts()}, immunity.summary(told).to_dicts()
+
+
+FLIPS = {"plain": (4.0, 4.4), "trained on": (4.0, 4.4), "monotone": (6.9, 6.9)}
+WHOLE = {
+    (arm, "nothing"): lambda seed, i, x=x: x for arm, x in (("plain", 4.0), ("trained on", 4.0), ("monotone", 4.0))
+}
+
+
+@pytest.mark.parametrize("how", ["fine", "not finite", "diverged"])
+def test_an_arm_that_poison_destroys_does_not_drop_out_of_the_comparison(how):
+    harmed = {
+        (arm, kind): lambda seed, i: 4.5 + 0.01 * seed for arm in ("plain", "trained on") for kind in ("random", "text")
+    }
+    mine = {("monotone", "random"): lambda seed, i: None if how == "not finite" and seed < 4 else 4.2 + 0.01 * seed}
+    found, table = immune({**WHOLE, **harmed, **mine}, FLIPS, [("monotone", "random")] if how == "diverged" else [])
+    row = found["Having been monotone shields against random poison, beside trained on"]
+    assert row["verdict"] == ("supported" if how == "fine" else "inconclusive"), row
+    said = {
+        "fine": "",
+        "not finite": "48 of 60 pairs have no number",
+        "diverged": "5 of 5 poisons (random) of monotone diverged",
+    }
+    assert said[how] in (row["note"] or "")
+    numbers = table[2]["losses without a number"], table[2]["poisons that diverged"]
+    assert numbers == {"fine": (0, 0), "not finite": (48, 0), "diverged": (0, 5)}[how]
+
+
+def test_nothing_is_called_a_shield_where_the_control_is_not_surely_harmed():
+    rises = {0: 0.35, 1: -0.05, 2: -0.04, 3: 0.02, 4: 0.0}
+    harmed = {
+        ("trained on", "random"): lambda seed, i: 4.0 + rises[seed],
+        ("trained on", "text"): lambda seed, i: 4.5 + 0.01 * seed,
+    }
+    found, _ = immune({**WHOLE, **harmed}, {**FLIPS, "trained on": (4.0, 3.95)})
+    for called, what in (("Having been monotone", "random poison"), ("A monotone mlp", "HotFlip")):
+        row = found[f"{called} shields against {what}, beside trained on"]
+        assert row["verdict"] == "not tested" and "no harm that is sure and above the margin of 0.05" in row["note"]
+    assert found["Having been monotone shields against text poison, beside trained on"]["verdict"] == "supported"
+
+
+def test_beside_a_shield_stands_whether_the_arm_is_the_better_one_afterwards():
+    found, _ = immune(WHOLE, FLIPS)
+    assert found["A monotone mlp shields against HotFlip, beside trained on"]["verdict"] == "supported"
+    assert found["monotone predicts better than trained on after HotFlip"]["verdict"] == "contradicted"
+
+
 @pytest.mark.parametrize(
     ("study", "how", "why"),
     [
@@ -180,6 +245,16 @@ def test_immunity_reads_every_arm_before_and_after(tmp_path):
         (Resilience, {"doses": (0.3, 0.1, 0.2)}, "doses rise"),
         (Immunity, {"arms": ("plain", "holy")}, "no arm 'holy'"),
         (Immunity, {"arms": ("int8", "nf4")}, "'plain' is one of them"),
+        (
+            Immunity,
+            {"arms": ("plain", "healed")},
+            "'healed' is compared with 'trained on', which must be among the arms too",
+        ),
+        (
+            Resilience,
+            {"arms": ("GQA", "more text", "SFT", "DPO")},
+            "'DPO' is compared with 'more SFT', which must be among",
+        ),
         (Modern, {"parts": ()}, "at least 1 item"),
         (ModernAlign, {"solutions": 1}, "greater than or equal to 2"),
     ],

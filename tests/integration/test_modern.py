@@ -1,12 +1,14 @@
 """The studies of our own decoder, from the command line to the page, at the size of a smoke test."""
 
 import json
+import math
 import shutil
 
 import polars as pl
 import pytest
 
 from lesion.cli import run
+from lesion.studies import _lm as lm
 from lesion.studies.modern_lm import PRESETS, ModernLm
 from lesion.studies.modern_sinks import ModernSinks
 
@@ -133,3 +135,29 @@ def test_what_is_trained_on_is_not_called_held_out_under_any_name(tmp_path, caps
     said = "kept, and more are read" if study == "monotone" and not renamed else "held_out must be two corpora"
     assert run(wrong) == 2
     assert said in capsys.readouterr().err and not list((tmp_path / "lab").glob("log/*"))
+
+
+def test_documents_are_paired_by_name_and_one_without_a_number_is_left_out():
+    def read(way, order):
+        found = {
+            f"d{i}": {"nll": 100.0 + i + (9 if way != "model" else 0), "bytes": 50 + i, "tokens": 20} for i in order
+        }
+        return found | ({"d3": {**found["d3"], "nll": None}} if way == "model" else {})
+
+    cells = {0: {way: read(way, range(8) if way == "model" else range(7, -1, -1)) for way in lm.WAYS}}
+    for row in lm.claims(cells).to_dicts():
+        expected = sum(9 / math.log(2) / (50 + i) for i in range(8) if i != 3) / 7
+        assert row["items"] == 7 and row["verdict"] == "supported" and row["effect"] == pytest.approx(expected)
+    (mine, *_) = lm.summary(cells).to_dicts()
+    assert mine["tokens"] == 140
+    assert mine["bits a byte"] == pytest.approx(
+        sum((100 + i) / math.log(2) for i in range(8) if i != 3) / sum(50 + i for i in range(8) if i != 3)
+    )
+
+
+def test_a_corpus_may_have_any_sign_in_its_name():
+    study = ModernSinks(tier="smoke")
+    (name, seed), readings = next(iter(study._cells.items()))
+    measure, reading = next(iter(readings.items()))
+    found = study._sweep({reading.key: {"hub:org/name@v1:texts/*.txt/000@2": {"nll": 1.0}}})
+    assert found.rows[name, 2.0, seed][measure] == {"hub:org/name@v1:texts/*.txt/000": {"nll": 1.0}}

@@ -23,14 +23,17 @@ SHOWN = 160  # characters of the context that are shown before a sample
 
 
 def bits(cells: Cells, way: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bits, bytes and tokens [seeds, documents]; NaN bits where a document was not scored."""
-    items = list(dict.fromkeys(item for cell in cells.values() for item in cell.get(way, {})))
+    """Bits, bytes and tokens [seeds, documents], the documents of all ways by name; NaN where one was not read, and NaN bits and
+    tokens where it has no finite loss."""
+    items = sorted({item for cell in cells.values() for name in WAYS for item in cell.get(name, {})})
     found = np.full((3, len(cells), len(items)), np.nan)
     for i, cell in enumerate(cells.values()):
         for j, item in enumerate(items):
             row = cell.get(way, {}).get(item)
+            if row is not None:
+                found[1, i, j] = row["bytes"]
             if row is not None and row["nll"] is not None:
-                found[:, i, j] = row["nll"] / math.log(2), row["bytes"], row["tokens"]
+                found[::2, i, j] = row["nll"] / math.log(2), row["tokens"]
     return found[0], found[1], found[2]
 
 

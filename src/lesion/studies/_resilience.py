@@ -33,8 +33,6 @@ CALLED = {
     "more SFT": "A decoder that was instructed for longer",
     "DPO": "A decoder trained on preferences",
 }
-# what an arm of training is compared with, where that is there
-AGAINST = {"SFT": "more text", "more SFT": "SFT", "DPO": "more SFT", "monotone": "more text"}
 HALF, TENTH = 0.5, 0.1
 SHARE = "share of what there is to lose"
 
@@ -98,7 +96,7 @@ def summary(study: Resilience, sweep: Sweep) -> pl.DataFrame:
 def claims(study: Resilience, sweep: Sweep) -> pl.DataFrame:
     """First that noise breaks the plain arm at all; then of each arm, at the σ that costs the one it differs from half of what
     that has to lose, whether it has lost less, and whether it has lost the same."""
-    from lesion.studies.resilience import PLAIN
+    from lesion.studies.resilience import AGAINST, PLAIN
 
     strongest = lost(study, sweep, PLAIN)[-1]
     text = f"Noise of σ = {sweep.doses[-1]:g} costs {PLAIN} more than half of what it has to lose"
@@ -106,7 +104,7 @@ def claims(study: Resilience, sweep: Sweep) -> pl.DataFrame:
     for arm in sweep.sites:
         if arm == PLAIN:
             continue
-        other = AGAINST.get(arm, PLAIN) if AGAINST.get(arm) in sweep.sites else PLAIN
+        other = AGAINST.get(arm, PLAIN)
         harder = f"{CALLED[arm]} is harder to break than {other}: it has lost less where that has lost half"
         alike = (
             f"{arm} breaks as {other} does, within {study.margin:g} of what there is to lose, where that has lost half"
@@ -162,8 +160,8 @@ def notes(study: Resilience) -> list[str]:
         "the σ at which the arm that another is compared with has lost half.",
         "Monotone and SFT are compared with “more text”: as many steps at one rate, though rows of replies are longer and fewer. "
         "“more SFT” has the steps, rate and batch of DPO, and is compared with SFT; DPO with it.",
-        "Documents are read in one window. The decoder with sink tokens reads one id more, its sink, and its first token of text "
-        "is scored.",
+        "Documents are read in one window of as many ids. The decoder with sink tokens has its sink for the first of them: of n "
+        "ids of text its first to last but one are scored, of the others the second to the last.",
     ]
     if study.repeats < 3:
         said.append("Fewer than three trainings of each: intervals hardly speak of another training.")

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 PLAIN, TRAINED, MONOTONE = "plain", "trained on", "monotone"
 ARMS = (PLAIN, TRAINED, MONOTONE, "healed", "int8", "nf4")
 CODED = ("int8", "nf4")
+AGAINST = {
+    MONOTONE: TRAINED,
+    "healed": TRAINED,
+}  # which was trained for as long; the others are compared with the plain one
 POISONS = {"random": "random-repeated", "text": "text-repeated"}
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -90,6 +94,8 @@ class Immunity(Study):
             raise ValueError(
                 f"arms differ from each other, and {PLAIN!r} is one of them: it is what others are compared with"
             )
+        if alone := [arm for arm in self.arms if AGAINST.get(arm, PLAIN) not in self.arms]:
+            raise ValueError(f"{alone[0]!r} is compared with {AGAINST[alone[0]]!r}, which must be among the arms too")
         return self
 
     @property
@@ -167,7 +173,7 @@ class Immunity(Study):
         from lesion.report.page import CURVES, GENERATIONS
         from lesion.studies import _immunity as say
 
-        told = say.Told(self, self.rows(store))
+        told = say.Told(self, self.rows(store), store.index.states)
         return Answer(
             question=f"Do monotone, healed and quantised {self.subject} resist poison and attacks better?",
             sentences=[

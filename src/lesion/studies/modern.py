@@ -77,7 +77,7 @@ class Modern(Study):
             missing=sum(one.missing for one in answers.values()),
             files=files,
             drawings=[drawing for one in answers.values() for drawing in one.drawings],
-            words=("model", "step"),
+            words=("model", "step (modern-sinks: context, in training lengths)"),
         )
 
 

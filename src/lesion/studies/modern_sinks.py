@@ -184,7 +184,7 @@ class ModernSinks(Study):
         for (name, seed), readings in self._cells.items():
             for measure, reading in readings.items():
                 for item, row in rows.get(reading.key, {}).items():
-                    stretch, _, times = item.partition("@")
+                    stretch, _, times = item.rpartition("@")
                     found.setdefault((name, float(times), seed), {}).setdefault(measure, {})[stretch] = row
         names = list(dict.fromkeys(name for name, _ in self._cells))
         return Sweep(names, [float(k) for k in self.times], self._seeds, found)

@@ -34,8 +34,10 @@ TIERS: dict[str, dict[str, Any]] = {
     | {"precision": "bfloat16", "repeats": 5},
     "smoke": {"size": "smoke", "vocabulary": 512, "steps": 10, "batch": 4, "length": 48, "lr": 1e-2, "later": 3}
     | {"documents": 3, "precision": "float32", "repeats": 2, "doses": (0.5, 1.0, 3.0), "warmup": 2}
-    | {"arms": (PLAIN, "MHA", "MoE", "monotone")},
+    | {"arms": (PLAIN, "MHA", "MoE", "more text", "monotone")},
 }
+# what an arm of training is compared with; the others are compared with the plain one
+AGAINST = {"SFT": "more text", "more SFT": "SFT", "DPO": "more SFT", "monotone": "more text"}
 
 
 class Resilience(Study):
@@ -85,6 +87,8 @@ class Resilience(Study):
             raise ValueError(
                 f"arms differ from each other, and {PLAIN!r} is one of them: the others are compared with it"
             )
+        if alone := [arm for arm in self.arms if AGAINST.get(arm, PLAIN) not in self.arms]:
+            raise ValueError(f"{alone[0]!r} is compared with {AGAINST[alone[0]]!r}, which must be among the arms too")
         if list(self.doses) != sorted(set(self.doses)) or self.doses[0] <= 0:
             raise ValueError(f"doses rise, and the first is above 0; got {self.doses}")
         return self
