@@ -167,11 +167,13 @@ def losses(folder: Path) -> list[float]:
 
 
 def curve(folder: Path, steps: int) -> list[dict[str, float]]:
-    """The run in at most CURVE points: the last step of each, the mean loss over it, the held-out loss where there is one."""
+    """The run in at most CURVE points: the last step of each, the mean loss over it, the held-out loss where there is one. The
+    first is the first step alone: what a run begins with (ln 2 of a preference) is not to be averaged with what it becomes."""
     rows = _rows(folder)
-    size, points = -(-steps // CURVE), []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
+    size, points = max(1, -(-(steps - 1) // (CURVE - 1))), []
+    for some in (rows[:1], *(rows[start : start + size] for start in range(1, len(rows), size))):
+        if not some:
+            continue
         point = {"step": some[-1]["step"], "loss": math.fsum(row["loss"] for row in some) / len(some)}
         held = [row["held_out"] for row in some if "held_out" in row]
         points.append({**point, **({"held_out": held[-1]} if held else {})})

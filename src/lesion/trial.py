@@ -10,6 +10,7 @@ field (a teacher, another arm's trigger): the sentence is then quoted, and the w
 
 from __future__ import annotations
 
+import re
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -193,8 +194,24 @@ def reading_key(state: str, measure: Measure) -> str:
 def describe(spec: Spec) -> str:
     """A spec as a person writes it: noise(site=mlp, sigma=0.3, seed=1), defaults left out."""
     fields = type(spec).model_fields
-    said = [f"{n}={getattr(spec, n)}" for n, f in fields.items() if getattr(spec, n) != f.default]
+    said = [f"{n}={_written(getattr(spec, n))}" for n, f in fields.items() if getattr(spec, n) != f.default]
     return f"{spec.name}({', '.join(said)})" if said else spec.name
+
+
+def _written(value: Any) -> str:
+    """A field of a spec: one that is a spec itself as such, what is quoted by its key, digests by their beginning."""
+    match value:
+        case str() if re.fullmatch("[0-9a-f]{64}", value):
+            return value[:8]
+        case Reading():
+            return f"{describe(value.measure)} of {value.trial.key[:8]}"
+        case Trial():
+            return value.key[:8]
+        case Spec():
+            return describe(value)
+        case tuple() if any(isinstance(part, Spec) for part in value):
+            return f"[{', '.join(map(_written, value))}]"
+    return str(value)
 
 
 @dataclass

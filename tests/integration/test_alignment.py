@@ -60,7 +60,11 @@ def test_modern_tasks_compares_ways_on_the_same_questions(kept):
 
 def test_modern_align_reads_every_stage(kept):
     assert run(["run", "modern-align", "--tier", "smoke", "--lab", str(kept), *QUIET]) == 0
-    _, frames, _ = page(kept, "modern-align")
+    folder, frames, text = page(kept, "modern-align")
+    assert (
+        list(folder.glob("figures/right-answers-among-k-solutions.svg")) and "right answers among k solutions" in text
+    )
+    assert "task=instructions(" in text and "samples=task(task=arithmetic(" in text, "a task has its name in a sentence"
     assert frames["summary"]["after"].to_list() == ["base", "sft", "dpo", "more sft", "solver"]
     trained = {row["step"]: row for row in frames["trainings"].to_dicts()}
     assert trained["dpo"]["first loss"] == pytest.approx(0.693147, abs=1e-5)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from lesion.claiming import averaged, decided, tested, untested
-from lesion.report.page import GENERATIONS
+from lesion.report.page import CURVES, GENERATIONS
 from lesion.studies._told import Array, crossed, fell
 from lesion.studies.modern_align import BASE, CONTROL, DPO, SFT, SOLVER, STAGES, VERIFIER, ModernAlign
 from lesion.trial import Row
+
+if TYPE_CHECKING:
+    from lesion.report.figures import Drawing
 
 SHOWN = 24
 NOTES = [
@@ -201,6 +204,28 @@ def tables(told: Told) -> dict[str, pl.DataFrame]:
     if trained:
         found["trainings"] = pl.DataFrame(trained, infer_schema_length=None)
     return found
+
+
+WAYS = {"best": "by the verifier", "majority": "by the majority", "any": "at random", "first": "the first"}
+
+
+def drawings(told: Told) -> list[Drawing]:
+    """The curve of best of k."""
+    from lesion.report.figures import draw
+
+    rows = [
+        {
+            **dict.fromkeys(CURVES),
+            "measure": "right answers among k solutions",
+            "site": called,
+            "unit": "share of problems",
+        }
+        | {"better": "higher", "dose": float(k), "value": e["x"], "low": e["x_low"], "high": e["x_high"]}
+        for way, called in WAYS.items()
+        for k, ways in chosen(told).items()
+        for e in [averaged(ways[way], "x")]
+    ]
+    return draw(pl.DataFrame(rows, schema=CURVES), dose="k") if rows else []
 
 
 def _verifier(told: Told, seed: int) -> Row:

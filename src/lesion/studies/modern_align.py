@@ -184,6 +184,7 @@ class ModernAlign(Study):
             curves=say.curves(told),
             generations=say.generations(told),
             claims=say.claims(told),
+            drawings=say.drawings(told),
             extra=say.tables(told),
             notes=[*say.NOTES, *self.said_of_missing(store)],
             missing=self.missing(store),
