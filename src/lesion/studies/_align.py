@@ -221,6 +221,7 @@ def drawings(told: Told) -> list[Drawing]:
             "unit": "share of problems",
         }
         | {"better": "higher", "dose": float(k), "value": e["x"], "low": e["x_low"], "high": e["x_high"]}
+        | dict(zip(("seeds", "items"), ways[way].shape, strict=True))
         for way, called in WAYS.items()
         for k, ways in chosen(told).items()
         for e in [averaged(ways[way], "x")]
