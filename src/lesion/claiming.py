@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lesion.report.claims import CLAIMS
-from lesion.stats import ALPHA, compare, equivalent, holm, ratio, verdict
+from lesion.stats import ALPHA, compare, equivalent, holm, ratio, verdict, wilson
 from lesion.sweep import pairs
 
 Array = NDArray[np.float64]
@@ -73,11 +73,12 @@ def decided(found: Sequence[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=CLAIMS)
 
 
-def averaged(values: Array, name: str) -> dict[str, Any]:
+def averaged(values: Array, name: str, share: bool = False) -> dict[str, Any]:
     """The mean over [seeds, items] with its crossed bootstrap interval, as three columns of a summary; None where there is no
-    value."""
+    value. Of a `share` of items that is none or all of them, where nothing can be drawn again that differs, Wilson's."""
     there = np.isfinite(values)
     if not there.any():
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     e = ratio(np.where(there, values, 0.0), there.astype(float), purpose=name)
-    return {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    low, high = (e.low, e.high) if not share or e.value not in (0.0, 1.0) else wilson(e.value, int(there.any(0).sum()))
+    return {name: e.value, f"{name}_low": low, f"{name}_high": high}

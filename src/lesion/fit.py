@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -85,6 +85,12 @@ class Training(BaseModel):
     eval_every: int = Field(default=0, ge=0, description="steps between held-out losses; 0: none")
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     seed: int = Field(default=0, ge=0, description="of the order of rows and of dropout")
+
+    @model_validator(mode="after")
+    def _can_be_split(self) -> Self:
+        if self.split > self.batch:
+            raise ValueError(f"{self.batch} rows of a step cannot be computed in {self.split} parts")
+        return self
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, …: linear warm-up, then lr·(floor + (1 − floor)·shape), shape from 1 to 0 over what is

@@ -61,7 +61,7 @@ class Lab:
         readings = product(trials, measures)
         store = self.take(readings, force)
         if failed := [r for r in readings if r.key not in store.index.seals]:
-            errors = sorted({failure["error"] for failure in store.index.failures.values()})
+            errors = dict.fromkeys(failure["error"] for failure in store.failures(failed))
             raise RuntimeError(f"{len(failed)} of {len(readings)} readings failed: " + "; ".join(errors))
         names = pl.DataFrame(
             [{"reading": r.key, "trial": str(r.trial), "state": r.trial.key} for r in readings],

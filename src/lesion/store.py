@@ -30,7 +30,7 @@ from lesion.states import States
 if TYPE_CHECKING:
     import polars as pl
 
-    from lesion.trial import Row
+    from lesion.trial import Reading, Row
 
 _KEY, _STATE_KEY = (slice(len(head), len(head) + KEY_LENGTH) for head in (ROW, STATE))
 _TAKE = _KEY.stop + len(b'","take":')
@@ -196,6 +196,13 @@ class Store(States):
             key, head = heads.get(text[_KEY], nothing)
             if text.startswith(head):
                 yield key, text, path, number
+
+    def failures(self, readings: Iterable[Reading]) -> list[Record]:
+        """What failed of these readings, or on the way to their states, in their order, each once."""
+        keys: dict[str, None] = {}
+        for reading in readings:
+            keys |= dict.fromkeys((*reading.trial.passed(), reading.key))
+        return [self.index.failures[key] for key in keys if key in self.index.failures]
 
     def rows(self, readings: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows of complete readings, once each, as they were written."""

@@ -9,6 +9,7 @@ Nothing in an answer comes from anywhere but the rows.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +82,17 @@ class Study(Spec):
 
     def said_of_missing(self, store: Store) -> list[str]:
         """A note, where there is anything to say."""
-        missing = self.missing(store)
-        return [f"{missing} of {len(self.readings())} readings are missing: run the same command again."] * bool(
-            missing
-        )
+        readings = self.readings()
+        absent = [r for r in readings if r.key not in store.index.seals]
+        failed = [r for r in absent if store.failures([r])]
+        said = []
+        if failed:
+            errors = Counter(store.failures([r])[0]["error"] for r in failed)
+            why = "; ".join(error for error, _ in errors.most_common(3))
+            said.append(f"{len(failed)} of {len(readings)} readings failed, and would again: {why}")
+        if more := len(absent) - len(failed):
+            said.append(f"{more} of {len(readings)} readings are missing: run the same command again.")
+        return said
 
     @abstractmethod
     def answer(self, store: Store) -> Answer:
@@ -98,6 +106,12 @@ def study(name: str) -> type[Study]:
     return found
 
 
+def refuse_encoders(model: Any, name: str) -> None:
+    """ValueError for an encoder-decoder, where a study is of causal models."""
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"this study is of causal models, and {name} is encoder-decoder")
+
+
 def folder(store: Store, asked: Study) -> Path:
     """Where the answer to exactly these options is written."""
     return store.root / "studies" / f"{asked.name}-{asked.key[:8]}"
@@ -108,7 +122,6 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
     import json
 
     from lesion.report.page import build, write
-    from lesion.trial import Trial
 
     answer = asked.answer(store)
     readings = asked.readings()
@@ -120,8 +133,7 @@ def write_report(store: Store, asked: Study) -> tuple[Answer, Path]:
         for state, trial in states.items()
         if state in store.index.states
     ]
-    of = keys | set(states) | {Trial(subject=trial.subject).key for trial in states.values()}
-    failures = [failure for key, failure in store.index.failures.items() if key in of]
+    failures = store.failures(readings)
     where = folder(store, asked)
     where.mkdir(parents=True, exist_ok=True)
     (where / "study.json").write_text(json.dumps(asked.to_json(), indent=1), encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -69,13 +70,22 @@ class AnyTask(Spec):
         """Raises ValueError where they are no longer those that were pinned, or where there are none."""
         found = loaded(self)
         if self.sha256 is not None:
-            self.with_digest(f"task {self.name!r}", _digest_of(self))
+            self.with_digest(f"task {self.called!r}", digest_of(self))
         if not found[part]:
-            raise ValueError(f"task {self.name!r} has no examples to {part} with")
+            raise ValueError(f"task {self.called!r} has no examples to {part} with")
         return found[part]
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return self.name
+
+    def stamp(self) -> Any:
+        """Another one asks for its examples to be read again."""
+        return None
+
     def pin(self) -> Self:
-        return self.with_digest(f"task {self.name!r}", _digest_of(self))
+        return self.with_digest(f"task {self.called!r}", digest_of(self))
 
 
 class FromHub(AnyTask):
@@ -112,23 +122,38 @@ class FromHub(AnyTask):
         if self.source == "hub" and not harness.is_commit(self.revision):
             commit = harness.hub_commit({"dataset_path": self.dataset[0]}, self.revision)
             pinned = self.model_copy(update={"revision": commit})
-        return pinned.with_digest(f"task {self.name!r}", _digest_of(pinned))
+        return pinned.with_digest(f"task {self.name!r}", digest_of(pinned))
+
+
+def loaded(task: AnyTask) -> Mapping[Part, Sequence[Example]]:
+    """All examples of a task, read once. Raises ValueError for two of one id, and for a question in both parts."""
+    return _loaded(task, task.stamp())
+
+
+def digest_of(task: AnyTask) -> str:
+    return _digest_of(task, task.stamp())
 
 
 @lru_cache(maxsize=16)
-def loaded(task: AnyTask) -> Mapping[Part, Sequence[Example]]:
-    """All examples of a task, read once. Raises ValueError for two of one id, and for a question in both parts."""
+def _loaded(task: AnyTask, stamp: Any) -> Mapping[Part, Sequence[Example]]:
     found = task.load()
-    refuse_duplicates(f"task {task.name!r}", [e.id for part in found.values() for e in part])
-    seen = {e.asked for e in found["train"]}
-    if both := [e.id for e in found["test"] if e.asked in seen]:
-        raise ValueError(f"task {task.name!r}: {len(both)} questions are trained on and tested with, such as {both[0]}")
+    refuse_duplicates(f"task {task.called!r}", [e.id for part in found.values() for e in part])
+    seen = {folded(e.asked) for e in found["train"]}
+    if both := [e.id for e in found["test"] if folded(e.asked) in seen]:
+        raise ValueError(
+            f"task {task.called!r}: {len(both)} questions are trained on and tested with, such as {both[0]}"
+        )
     return found
 
 
 @lru_cache(maxsize=16)
-def _digest_of(task: AnyTask) -> str:
-    return digest(loaded(task))
+def _digest_of(task: AnyTask, stamp: Any) -> str:
+    return digest(_loaded(task, stamp))
+
+
+def folded(text: str) -> str:
+    """What is the same of two questions that differ in capitals, spaces or the form of a letter alone."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def digest(found: Mapping[Part, Sequence[Example]]) -> str:
@@ -147,9 +172,9 @@ def divided(examples: Sequence[Example], tested: int) -> Mapping[Part, Sequence[
     those that are tested."""
     order = ranked([e.id for e in examples], 0)
     chosen = set(order[:tested])
-    asked = {examples[i].asked for i in chosen}
-    test = [e for e in examples if e.asked in asked]
-    return {"train": [e for e in examples if e.asked not in asked], "test": test}
+    asked = {folded(examples[i].asked) for i in chosen}
+    test = [e for e in examples if folded(e.asked) in asked]
+    return {"train": [e for e in examples if folded(e.asked) not in asked], "test": test}
 
 
 def sampled(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -165,7 +190,7 @@ def shots(task: AnyTask, count: int, seed: int) -> list[Example]:
         return []
     pool = task.examples("train")
     if len(pool) < count:
-        raise ValueError(f"{count} examples were to stand before each question, and {task.name!r} has {len(pool)}")
+        raise ValueError(f"{count} examples were to stand before each question, and {task.called!r} has {len(pool)}")
     order = [pool[i] for i in ranked([e.id for e in pool], seed)]
     labels = sorted({e.label for e in pool if e.label is not None})
     if not labels or any(e.choices != pool[0].choices for e in pool[:100]):

@@ -139,6 +139,10 @@ class Trial(Spec):
     def pin(self) -> Trial:
         return Trial(subject=self.subject.pin(), steps=tuple(step.pin() for step in self.steps))
 
+    def passed(self) -> list[str]:
+        """Keys of the states on its way, from the subject's to its own."""
+        return [Trial(subject=self.subject, steps=self.steps[:n]).key for n in range(len(self.steps) + 1)]
+
     def __str__(self) -> str:
         return " >> ".join(describe(part) for part in (self.subject, *self.steps))
 

@@ -7,7 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lesion import Lab
 from lesion.cli import run
+from lesion.measures import Task
+from lesion.steps import Lora
 from lesion.studies import _align as align
 from lesion.studies import _immunity as immunity
 from lesion.studies import _resilience as say
@@ -16,7 +19,9 @@ from lesion.studies.modern import Modern
 from lesion.studies.modern_align import ModernAlign
 from lesion.studies.modern_tasks import ModernTasks
 from lesion.studies.resilience import Resilience
+from lesion.subjects import Scratch
 from lesion.sweep import Sweep
+from lesion.tasks import Jsonl
 
 QUIET = ["--verbosity", "quiet"]
 
@@ -287,3 +292,60 @@ def test_results_of_tasks_that_are_files_lie_in_the_study_and_beside_nothing_of_
     folder, _, _ = page(tmp_path / "lab", "modern-tasks")
     assert [json.loads((folder / name).read_text())[0]["task"] for name in ("mine.json", "mine-2.json")] == tasks
     assert {path.name for path in tmp_path.rglob("*.json*") if "lab" not in path.parts} == {"mine.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["immunity", "--site", "bogus"], "no site 'bogus'"),
+        (
+            ["immunity", "--prompt", "5000"],
+            "a prompt of 5000 tokens with a target of 6, a poison of 12 or a row of 24 is longer",
+        ),
+        (["immunity", "--subject", "tiny-t5"], "this study is of causal models, and tiny-t5 is encoder-decoder"),
+        (["modern-align", "--subject", "tiny-t5"], "this study is of causal models, and tiny-t5 is encoder-decoder"),
+        (["modern-align", "--split", "9"], "4 rows of a step cannot be computed in 9 parts"),
+        (["modern-tasks", "--split", "9"], "2 rows of a step cannot be computed in 9 parts"),
+        (["modern-align", "--problems", "60000"], "there are 72"),
+        (["resilience", "--margin", "5"], "a margin is a share of what there is to lose, below 1, not 5"),
+        (["modern-tasks", "--tasks", "{}/mine.jsonl", "{}/./mine.jsonl", "--sample", "0"], "two of these are one task"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(tmp_path, capsys, command, said):
+    rows = [{"prompt": f"{i}?", "answer": str(i)} for i in range(20)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [command[0], "--tier", "smoke", *(word.format(tmp_path) for word in command[1:])]
+    assert run(["run", *words, "--lab", str(tmp_path / "lab"), *QUIET]) == 2
+    assert said in capsys.readouterr().err and not list((tmp_path / "lab").glob("log/*"))
+
+
+def test_what_failed_is_said_to_have_failed_and_what_else_failed_is_not_blamed(tmp_path):
+    lab, tiny = Lab(tmp_path / "lab"), Scratch()
+    rows = [{"prompt": str(i), "answer": "b", "part": "test" if i < 3 else "train"} for i in range(9)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = Jsonl(path=str(tmp_path / "mine.jsonl"))
+    with pytest.raises(RuntimeError, match="cannot be ranked"):
+        lab.read([tiny], [Task(task=asked, method="rank")])
+    with pytest.raises(
+        RuntimeError, match="1 of 1 readings failed: ValueError: this model has adapters already"
+    ) as caught:
+        lab.read([tiny >> Lora(rank=2) >> Lora(rank=2, seed=1)], [Task(task=asked)])
+    assert "cannot be ranked" not in str(caught.value)
+    words = ["--ways", "zero-shot", "full", "--lr-full", "1e30", "--repeats", "1", "--sample", "0"]
+    command = ["run", "modern-tasks", "--tier", "smoke", *words, "--tasks", asked.path]
+    assert run([*command, "--lab", str(lab.path), *QUIET]) != 0
+    _, _, text = page(lab.path, "modern-tasks")
+    assert "1 of 2 readings failed, and would again:" in text and "run the same command again" not in text
+
+
+def test_what_was_not_taught_is_said(tmp_path):
+    rows = [
+        {"prompt": "long " * (200 if i < 9 else 1), "answer": str(i), "part": "train", "id": str(i)} for i in range(12)
+    ]
+    rows += [{"prompt": f"{i}?", "answer": "1", "part": "test"} for i in range(2)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["--ways", "zero-shot", "full", "--sample", "0", "--repeats", "1", "--tasks", str(tmp_path / "mine.jsonl")]
+    assert run(["run", "modern-tasks", "--tier", "smoke", *words, "--lab", str(tmp_path / "lab"), *QUIET]) == 0
+    _, frames, text = page(tmp_path / "lab", "modern-tasks")
+    assert frames["summary"].select("taught with", "left out").rows() == [(None, None), (3, 9)]
+    assert "9 of 12 examples of" in text and "were not taught" in text

@@ -1,7 +1,9 @@
 """Tasks: what is asked and graded, that nothing is trained on and tested with, and wrong files refused by their line."""
 
 import json
+import os
 import tarfile
+import time
 from decimal import Decimal
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from lesion import packageddata, packagedfiles, task
 from lesion.stats import macro_f1
-from lesion.task import Example, before, digest, divided, loaded, parse, ranked, sampled, shots
+from lesion.task import Example, before, digest, divided, parse, ranked, sampled, shots
 from lesion.tasks import Arithmetic, Gsm8k, Instructions, Jsonl, Preferences, Sst2, Summarise
 from lesion.tasks.gsm8k import final
 from words import TestSums
@@ -24,7 +26,7 @@ def nothing_remembered():
 
 
 def forget():
-    loaded.cache_clear()
+    task._loaded.cache_clear()
     task._digest_of.cache_clear()
 
 
@@ -237,6 +239,11 @@ def test_a_table_of_ones_own(tmp_path):
         ({"prompt": "x", "answer": "y", "choices": ["y", "y"]}, "expected different choices"),
         ({"prompt": "x", "answer": "y", "choices": 3}, "expected a list of words under 'choices'"),
         ({"prompt": "x", "answer": "y", "part": "test"}, "either all examples name their part, or none does"),
+        (
+            {"prompt": "x", "answer": "y", "choices": ["y", "z"]},
+            "either all examples of a part have choices, or none has",
+        ),
+        ({"prompt": "x\ud800", "answer": "y"}, "line 2: half of a character stands under 'prompt'"),
     ],
 )
 def test_wrong_files_are_refused_by_their_line(tmp_path, row, why):
@@ -244,6 +251,60 @@ def test_wrong_files_are_refused_by_their_line(tmp_path, row, why):
     path.write_text("\n".join(map(json.dumps, [{"prompt": "a", "answer": "b"}, row])))
     with pytest.raises(ValueError, match=why):
         Jsonl(path=str(path)).load()
+
+
+def rewritten(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return Jsonl(path=str(path))
+
+
+def test_what_is_tested_with_follows_from_the_words_alone(tmp_path):
+    rows = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(20)]
+    one = {e.asked for e in rewritten(tmp_path / "one.jsonl", rows).examples("test")}
+    other = {e.asked for e in rewritten(tmp_path / "other.jsonl", rows[::-1]).examples("test")}
+    assert one == other and len(one) == 4
+    assert len({e.id for e in rewritten(tmp_path / "twice.jsonl", [rows[0], *rows[:10]]).load()["train"]}) > 5
+
+
+def test_a_file_that_was_edited_is_read_again(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    first = rewritten(path, [{"prompt": "a", "answer": "old", "part": "test"}]).pin()
+    assert first.examples("test")[0].answer == "old"
+    again = rewritten(path, [{"prompt": "a", "answer": "new", "part": "test"}])
+    os.utime(path, ns=(1, 1))
+    assert again.examples("test")[0].answer == "new" and again.pin().sha256 != first.sha256
+    with pytest.raises(ValueError, match="mine.jsonl"):
+        first.examples("test")
+
+
+def test_answers_have_the_lines_and_the_room_that_they_need(tmp_path):
+    short = rewritten(tmp_path / "short.jsonl", [{"prompt": "a", "answer": "b"}])
+    long = rewritten(tmp_path / "long.jsonl", [{"prompt": "a", "answer": "b " * 40}, {"prompt": "c", "answer": "d\ne"}])
+    assert (short.line, short.new_tokens) == (True, 32) and (long.line, long.new_tokens) == (False, 79)
+
+
+@pytest.mark.parametrize(
+    "twin", ["capital of France?", " Capital of  France?", "Capital of France ?", "Ｃapital of France?"]
+)
+def test_a_question_that_differs_in_spaces_or_capitals_alone_is_the_same(tmp_path, twin):
+    rows = [
+        {"prompt": "Capital of France?", "answer": "Paris", "part": "train"},
+        {"prompt": twin, "answer": "x", "part": "test"},
+    ]
+    with pytest.raises(ValueError, match="1 questions are trained on and tested with"):
+        rewritten(tmp_path / "mine.jsonl", rows).pin()
+    split = rewritten(
+        tmp_path / "split.jsonl", [{"prompt": p, "answer": "x"} for p in (twin, "Capital of France?", "b", "c", "d")]
+    )
+    parts = [{part for part, some in split.load().items() if e in some} for some in split.load().values() for e in some]
+    assert all(len(p) == 1 for p in parts) and split.pin().sha256
+
+
+def test_impossible_sums_are_refused_at_once():
+    before = time.perf_counter()
+    with pytest.raises(ValueError, match="there are no 60000 different problems .* up to 6: there are 72"):
+        Arithmetic(terms=2, largest=6, train=60000, test=10).load()
+    assert time.perf_counter() - before < 1
 
 
 def test_a_snippet_that_holds_a_tested_sentence_is_not_trained_on():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -133,8 +133,8 @@ class Task(Measure):
         longest = max([len(p) + 1 for p in prompts.values()] + [len(p) + len(r) for p, r in ranked])
         if longest > context:
             raise ValueError(
-                f"a question of {self.task.name!r} with {self.shots} examples and its reply has {longest} tokens, more than the "
-                f"context of {context}: ask with fewer shots"
+                f"a question of {self.task.called!r} with {self.shots} examples and its reply has {longest} tokens, more than "
+                f"the context of {context}" + (": ask with fewer shots" if self.shots else "")
             )
         return {item: context - len(p) for item, p in prompts.items()}
 
@@ -215,13 +215,24 @@ class Task(Measure):
         said |= {metric: statistics.fmean(known) if known else None}
         if known and set(known) <= {0.0, 1.0}:
             said["low"], said["high"] = wilson(said[metric], len(known))
-        if labels := [(row["label"], row["chosen"]) for row in rows if row["chosen"] is not None]:
-            said["macro_f1"] = macro_f1(*zip(*labels, strict=True))
+        if any(row["chosen"] is not None for row in rows):
+            said["macro_f1"] = f1(rows)
         written = [row["stop"] for row in rows if row["stop"] is not None]
         said |= {"ended": written.count("end") / len(written)} if written else {}
         losses = [(row["nll"], row["nll_tokens"]) for row in rows if row["nll"] is not None]
         said["loss"] = math.fsum(n for n, _ in losses) / sum(t for _, t in losses) if losses else None
         return said
+
+
+def f1(rows: Iterable[Row]) -> float | None:
+    """Macro-F1 of ranked replies by their words; None where questions have choices of their own, so that there are no classes."""
+    there = [row for row in rows if row["chosen"] is not None]
+    pairs = [(row["answer"], row["text"]) for row in there]
+    classes = sorted({name for pair in pairs for name in pair})
+    if not there or len(classes) > max(len(row["loglikelihoods"]) for row in there):
+        return None
+    right, said = ([classes.index(name) for name in names] for names in zip(*pairs, strict=True))
+    return macro_f1(right, said)
 
 
 def log_likelihoods(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:

@@ -95,14 +95,14 @@ def summary(told: Told) -> pl.DataFrame:
         row: Row = {"after": stage}
         row |= averaged(told.array(stage, "responses", "nll", "nll_tokens"), "loss of responses")
         row |= averaged(told.array(stage, "responses", "nll_end"), "loss of the end")
-        row |= averaged(told.stopped(stage), "ended")
+        row |= averaged(told.stopped(stage), "ended", share=True)
         row |= averaged(told.array(stage, "responses", "rougeL"), "ROUGE-L")
         gained = stage != BASE  # which has nothing to be compared with
-        row |= averaged(told.array(stage, "preferences", "correct" if gained else "none"), "pairs right")
+        row |= averaged(told.array(stage, "preferences", "correct" if gained else "none"), "pairs right", share=True)
         row |= averaged(told.array(stage, "preferences", "margin" if gained else "none"), "margin")
         row["pairs read"] = _read(told, stage)
         row |= averaged(told.array(stage, "preferences", "kl"), "KL")
-        row |= averaged(told.array(stage, "sums", "correct"), "sums right")
+        row |= averaged(told.array(stage, "sums", "correct"), "sums right", share=True)
         loss = told.array(stage, "text", "nll", "tokens")
         row["perplexity of text"] = math.exp(float(np.nanmean(loss))) if np.isfinite(loss).any() else None
         rows.append(row)
@@ -187,7 +187,7 @@ def tables(told: Told) -> dict[str, pl.DataFrame]:
         for k, ways in by.items():
             row: Row = {"k": k}
             for way, values in ways.items():
-                row |= averaged(values, way)
+                row |= averaged(values, way, share=way != "any")
             rows.append(row)
         found["best of k"] = pl.DataFrame(rows, infer_schema_length=None)
         found["verifiers"] = pl.DataFrame(
@@ -224,7 +224,7 @@ def drawings(told: Told) -> list[Drawing]:
         | dict(zip(("seeds", "items"), ways[way].shape, strict=True))
         for way, called in WAYS.items()
         for k, ways in chosen(told).items()
-        for e in [averaged(ways[way], "x")]
+        for e in [averaged(ways[way], "x", share=way != "any")]
     ]
     return draw(pl.DataFrame(rows, schema=CURVES), dose="k") if rows else []
 

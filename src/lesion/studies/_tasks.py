@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,6 @@ import polars as pl
 from lesion.claiming import averaged, decided, tested
 from lesion.report.page import GENERATIONS
 from lesion.report.tables import to_csv
-from lesion.stats import macro_f1
 from lesion.studies._told import Array, crossed, fell
 from lesion.trial import Row
 
@@ -37,6 +36,14 @@ class Told:
 
     study: ModernTasks
     rows: Mapping[str, Mapping[str, Row]]
+    states: Mapping[str, Mapping[str, Any]]
+
+    def taught(self, task: str, way: str) -> tuple[int, int] | None:
+        """How many examples a way was trained on, and how many were left out since they are longer than a row."""
+        reading = self.study.cells.get((task, way, self.study.seeds[0]))
+        ledger = self.states.get(reading.trial.key, {}).get("ledger", []) if reading is not None else []
+        facts = next((e["facts"] for e in ledger if "left_out" in e.get("facts", {})), None)
+        return None if facts is None else (facts["examples"], facts["left_out"])
 
     def of(self, task: str, way: str, seed: int) -> Mapping[str, Row]:
         """A way that is not trained has one reading for all seeds."""
@@ -70,8 +77,12 @@ def summary(told: Told) -> pl.DataFrame:
         for way in told.study.ways:
             row: Row = {"task": task, "way": way, "questions": len(told.items(task))}
             row["trainings"] = len(told.seeds(task, way)) if way in ("LoRA", "full") else None
+            row["taught with"], row["left out"] = told.taught(task, way) or (None, None)
             name = METRICS.get(told.metric(task), told.metric(task))
-            row |= {"metric": name, **averaged(told.array(task, way, told.metric(task)), "value")}
+            row |= {
+                "metric": name,
+                **averaged(told.array(task, way, told.metric(task)), "value", told.metric(task) == "correct"),
+            }
             for column, shown in MORE.items():
                 values = told.array(task, way, column)
                 row[shown] = float(np.nanmean(values)) if np.isfinite(values).any() else None
@@ -85,13 +96,9 @@ def summary(told: Told) -> pl.DataFrame:
 
 
 def _f1(told: Told, task: str, way: str) -> float | None:
-    pairs = [
-        (row["label"], row["chosen"])
-        for seed in told.seeds(task, way)
-        for row in told.of(task, way, seed).values()
-        if row["chosen"] is not None
-    ]
-    return macro_f1(*zip(*pairs, strict=True)) if pairs else None
+    from lesion.measures.task import f1
+
+    return f1(row for seed in told.seeds(task, way) for row in told.of(task, way, seed).values())
 
 
 def _ended(told: Told, task: str, way: str) -> float | None:
@@ -199,6 +206,14 @@ def notes(told: Told) -> list[str]:
             "SST-2 is taught with rated snippets of film reviews; those that share 24 letters in a row with a tested sentence, "
             "or hold a shorter one, are left out."
         )
+    for task in told.study.tasks:
+        counts = [taught for way in told.study.ways if (taught := told.taught(task, way))]
+        if counts and (left := counts[0][1]):
+            few, many = (
+                f"{left} of {sum(counts[0])} examples of {task}",
+                f"are longer than the {told.study.length} tokens of a row",
+            )
+            said.append(f"{few} {many} and were not taught.")
     if told.study.repeats == 1:
         said.append("One training of each: intervals speak of questions only, not of another training.")
     return said

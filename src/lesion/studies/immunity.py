@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lesion.study import Answer, Study
+from lesion.study import Answer, Study, refuse_encoders
 from lesion.trial import Measure, Reading, Trial
 
 if TYPE_CHECKING:
@@ -163,9 +163,23 @@ class Immunity(Study):
         return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
 
     def check(self, store: Store) -> None:
+        """Looks at the outline: is it a causal model with what is to be made monotone, and a context for what it reads?"""
+        from lesion.likelihood import context_of
+        from lesion.steps import Constrain
+        from lesion.subjects import precise
         from lesion.texts import apart
 
         apart(self.corpus, self.held_out)
+        model = precise(self.subject).outline()
+        refuse_encoders(model, self.subject)
+        longest = max(self.prompt + self.target, self.poison_length, self.length)
+        if (context := context_of(model.config.get_text_config())) and longest > context:
+            raise ValueError(
+                f"a prompt of {self.prompt} tokens with a target of {self.target}, a poison of {self.poison_length} or a row of "
+                f"{self.length} is longer than the context of {self.subject}, {context}"
+            )
+        if MONOTONE in self.arms:
+            Constrain(site=self.site).attach(model)
 
     def answer(self, store: Store) -> Answer:
         import polars as pl

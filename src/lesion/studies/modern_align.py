@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lesion.study import Answer, Study
+from lesion.study import Answer, Study, refuse_encoders
 from lesion.trial import Measure, Reading, Trial
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ class ModernAlign(Study):
 
     def readings(self) -> list[Reading]:
         return list({r.key: r for cell in self.cells.values() for r in cell.values()}.values())
+
+    def check(self, store: Store) -> None:
+        from lesion.subjects import precise
+
+        refuse_encoders(precise(self.subject).outline(), self.subject)
 
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _align as say

@@ -110,6 +110,8 @@ class ModernTasks(Study):
         for name in self.tasks:
             task = parse(name)
             found[name] = (task.model_copy(update={"source": self.source}) if isinstance(task, FromHub) else task).pin()
+        if len({task.key for task in found.values()}) < len(found):
+            raise ValueError(f"two of these are one task: {', '.join(found)}")
         return found
 
     def trial(self, task: AnyTask, way: str, seed: int) -> Trial:
@@ -159,7 +161,7 @@ class ModernTasks(Study):
     def answer(self, store: Store) -> Answer:
         from lesion.studies import _tasks as say
 
-        told = say.Told(self, self.rows(store))
+        told = say.Told(self, self.rows(store), store.index.states)
         return Answer(
             question=f"Is {self.subject} better taught or better asked?",
             sentences=[

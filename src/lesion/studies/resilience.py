@@ -87,6 +87,8 @@ class Resilience(Study):
             raise ValueError(
                 f"arms differ from each other, and {PLAIN!r} is one of them: the others are compared with it"
             )
+        if not self.margin < 1:
+            raise ValueError(f"a margin is a share of what there is to lose, below 1, not {self.margin:g}")
         if alone := [arm for arm in self.arms if AGAINST.get(arm, PLAIN) not in self.arms]:
             raise ValueError(f"{alone[0]!r} is compared with {AGAINST[alone[0]]!r}, which must be among the arms too")
         if list(self.doses) != sorted(set(self.doses)) or self.doses[0] <= 0:

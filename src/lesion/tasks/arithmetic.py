@@ -36,6 +36,12 @@ class Arithmetic(AnyTask):
     )
 
     def load(self) -> Mapping[Part, Sequence[Example]]:
+        none = (
+            f"there are no {self.train} different problems to train on and {self.test} to test with, of {self.terms} numbers "
+            f"up to {self.largest}"
+        )
+        if self.train + self.test > (every := self.largest**self.terms * 2 ** (self.terms - 1)):
+            raise ValueError(f"{none}: there are {every}")
         draw, seen = generator("arithmetic", self.seed, self.terms, self.largest), set[str]()
         found: dict[Part, list[Example]] = {"train": [], "test": []}
         for _ in range(100 * PARTS * (self.train + self.test)):
@@ -50,10 +56,7 @@ class Arithmetic(AnyTask):
                 seen.add(asked)
             if len(found["train"]) == self.train and len(found["test"]) == self.test:
                 return found
-        raise ValueError(
-            f"there are no {self.train} different problems to train on and {self.test} to test with, of {self.terms} numbers "
-            f"up to {self.largest}"
-        )
+        raise ValueError(none)
 
     def prompt(self, example: Example) -> str:
         return f"Problem: {example.asked} =\nSolution:"
