@@ -40,7 +40,7 @@ POISONS = {"random": "random-repeated", "text": "text-repeated"}
 TIERS: dict[str, dict[str, Any]] = {
     "full": {},
     "small": {"subject": "tiny", "corpus": "novels", "held_out": "austen", "documents": 24, "tokens": 128}
-    | {"steps": 80, "batch": 8, "length": 96, "lr": 1e-3, "poison_steps": 60, "poison_lr": 3e-4, "attacked": 24}
+    | {"steps": 240, "batch": 8, "length": 96, "lr": 4e-4, "poison_steps": 60, "poison_lr": 3e-4, "attacked": 24}
     | {"flips": 4, "candidates": 16, "repeats": 5, "precision": "bfloat16"},
     "smoke": {"subject": "tiny-llama", "corpus": "novels", "held_out": "austen", "documents": 3, "tokens": 32}
     | {"steps": 3, "batch": 2, "length": 24, "lr": 1e-2, "poison_steps": 3, "poison_length": 12, "poison_lr": 1e-2}
