@@ -89,7 +89,7 @@ class Study(Spec):
         if failed:
             errors = Counter(store.failures([r])[0]["error"] for r in failed)
             why = "; ".join(error for error, _ in errors.most_common(3))
-            said.append(f"{len(failed)} of {len(readings)} readings failed, and would again: {why}")
+            said.append(f"{len(failed)} of {len(readings)} readings failed (the same command tries them again): {why}")
         if more := len(absent) - len(failed):
             said.append(f"{more} of {len(readings)} readings are missing: run the same command again.")
         return said

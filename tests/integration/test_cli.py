@@ -206,7 +206,10 @@ def test_what_fails_is_shown_and_the_rest_is_done(lesion, tmp_path):
     text = "ValueError: the prompt of item 'long#0' has 400 tokens, which with 6 new ones exceeds the context of 256"
     assert said.code == 1
     assert said.err.count(f"failed: {text}\n") == 1 and f"4 failures: {text}\n" in said.err
-    assert "3 of 7 readings in" in said.err and "4 of 7 readings are missing" in said.out
+    assert (
+        "3 of 7 readings in" in said.err
+        and f"4 of 7 readings failed (the same command tries them again): {text}" in said.out
+    )
     status = lesion("status")
     failed = re.findall(r"^  failed: (\w+): (.*)$", status.out, re.MULTILINE)
     assert status.code == 0 and [error for _, error in failed] == [text] * 4
