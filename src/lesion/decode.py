@@ -357,9 +357,9 @@ def _refuse_bad(model: PreTrainedModel, prompts: Sequence[Prompt], new_tokens: i
     text = model.config.get_text_config(decoder=False)
     context = context_of(text)
     for prompt in prompts:
-        if (room := prompt.most(new_tokens)) < 1:
+        if (most := prompt.most(new_tokens)) < 1:
             raise ValueError(f"item {prompt.item!r} has no room for a new token")
-        room = 0 if model.config.is_encoder_decoder else room
+        room = 0 if model.config.is_encoder_decoder else most
         if prompt.shows and model.config.is_encoder_decoder:
             raise ValueError(f"item {prompt.item!r} shows a picture, which an encoder-decoder model does not see")
         if not prompt.tokens:

@@ -172,9 +172,12 @@ def divided(examples: Sequence[Example], tested: int) -> Mapping[Part, Sequence[
     those that are tested."""
     order = ranked([e.id for e in examples], 0)
     chosen = set(order[:tested])
-    asked = {folded(examples[i].asked) for i in chosen}
-    test = [e for e in examples if folded(e.asked) in asked]
-    return {"train": [e for e in examples if folded(e.asked) not in asked], "test": test}
+    words = [folded(e.asked) for e in examples]
+    asked = {words[i] for i in chosen}
+    found: dict[Part, list[Example]] = {"train": [], "test": []}
+    for e, said in zip(examples, words, strict=True):
+        found["test" if said in asked else "train"].append(e)
+    return found
 
 
 def sampled(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
